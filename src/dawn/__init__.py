@@ -1,0 +1,3 @@
+"""DAWN: talking-head video from one portrait and one speech recording, all frames at once (arXiv 2410.13726)."""
+
+__version__ = "0.1.0"
