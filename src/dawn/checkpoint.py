@@ -1,0 +1,135 @@
+"""Weights and configuration on disk: safetensors and JSON, loaded strictly, never pickled.
+
+A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of ``PARTS``. Training writes
+single parts (``<part>.safetensors`` + ``<part>.json``); ``assemble`` makes a preset of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dawn.config import Model, PresetConfig, parse
+from dawn.errors import CheckpointError, ConfigError
+
+PARTS = ("audio", "a2v", "lfg", "motion", "pbnet")
+MAX_WEIGHT_BYTES = 4 << 30
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def shipped_presets() -> list[str]:
+    """Names of the presets inside the package."""
+    root = files("dawn").joinpath("weights")
+    return sorted(item.name for item in root.iterdir() if item.joinpath("config.json").is_file())
+
+
+def find_preset(name: str | Path) -> Path:
+    """Folder of a preset: a shipped name, or a path. Raises ConfigError naming what exists."""
+    shipped = Path(str(files("dawn").joinpath("weights", str(name))))
+    if str(name) in shipped_presets():
+        return shipped
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json in it; give a folder written by dawn, or a preset name")
+        return folder
+    raise ConfigError(f"unknown preset {str(name)!r}: use one of {', '.join(shipped_presets())}, or a preset's folder")
+
+
+def read_config(path: Path, kind: type[Model]) -> Model:
+    """Read and validate one JSON configuration. Raises CheckpointError or ConfigError."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, not a configuration of dawn")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); get the file again") from error
+    return parse(kind, values, str(path))
+
+
+def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Tensors of one safetensors file. Raises CheckpointError if missing, damaged or not the file that is expected."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: weights are missing; get the whole preset folder again")
+    if path.stat().st_size > MAX_WEIGHT_BYTES:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is more than {MAX_WEIGHT_BYTES}; not weights of dawn")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise CheckpointError(f"{path}: damaged (its sha256 differs from config.json); get the file again")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); get the file again") from error
+
+
+def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Strict loading with a readable account of what does not fit. Stored fp16 becomes the network's own precision."""
+    own = network.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, needs {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & tensors.keys())
+        if own[key].shape != tensors[key].shape
+    ]
+    problems = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(extra)}"] * bool(extra) + shapes[:3]
+    if problems:
+        raise CheckpointError(f"{where}: weights of another model ({'; '.join(problems)}); use weights of this preset")
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{where}: {key} holds values that are not finite; get the file again")
+    network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=True)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_part(folder: Path, part: str, network: nn.Module, config: BaseModel, half: bool = False) -> None:
+    """Write ``<part>.safetensors`` and ``<part>.json`` atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for key, value in network.state_dict().items():
+        stored = value.detach().cpu().contiguous().clone()
+        tensors[key] = stored.half() if half and stored.is_floating_point() else stored
+    temporary = folder / f".{part}.part-{os.getpid()}"
+    save_file(tensors, temporary)
+    temporary.replace(folder / f"{part}.safetensors")
+    _write_json(folder / f"{part}.json", config.model_dump(mode="json"))
+
+
+def load_part(folder: Path, part: str, network: nn.Module) -> None:
+    """Load a trained part written by ``save_part`` into a network of the same configuration."""
+    path = folder / f"{part}.safetensors"
+    load_into(network, read_weights(path), str(path))
+
+
+def assemble(preset: PresetConfig, networks: dict[str, nn.Module], folder: Path) -> None:
+    """Write a whole preset: fp16 safetensors and ``config.json`` with checksums."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = {}
+    for part in PARTS:
+        save_part(folder, part, networks[part], preset, half=True)
+        (folder / f"{part}.json").unlink()
+        sums[part] = file_sha256(folder / f"{part}.safetensors")
+    _write_json(folder / "config.json", preset.model_copy(update={"sha256": sums}).model_dump(mode="json"))
+
+
+def _write_json(path: Path, values: Any) -> None:
+    temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,120 @@
+"""Convolution blocks shared by the latent flow generator's parts (names follow MRAA, which the paper builds on)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class SameBlock(nn.Module):
+    """Convolution, batch norm, ReLU at one resolution. (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class DownBlock(SameBlock):
+    """``SameBlock`` and 2x2 average pooling. ``pool_first`` pools before the convolution: a quarter of the work."""
+
+    def __init__(self, in_channels: int, out_channels: int, pool_first: bool = False) -> None:
+        super().__init__(in_channels, out_channels)
+        self.pool_first = pool_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pool_first:
+            return super().forward(F.avg_pool2d(x, 2))
+        return F.avg_pool2d(super().forward(x), 2)
+
+
+class UpBlock(SameBlock):
+    """Nearest-neighbour doubling and ``SameBlock``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1: nn.Module = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2: nn.Module = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.relu(self.norm1(x)))
+        return x + self.conv2(F.relu(self.norm2(h)))
+
+
+class Hourglass(nn.Module):
+    """U-shaped network with concatenated skips.
+
+    Level i of the encoder has min(max_width, width * 2^(i+1)) channels, level i of the decoder min(max_width, width * 2^i).
+    (B, in, H, W) -> (B, width + in, H, W).
+    """
+
+    def __init__(self, in_channels: int, width: int, depth: int, max_width: int, pool_first: bool = False) -> None:
+        super().__init__()
+        encoder = [in_channels] + [min(max_width, width * 2 ** (i + 1)) for i in range(depth)]
+        decoder = [min(max_width, width * 2**i) for i in range(depth)]
+        self.down_blocks = nn.ModuleList(DownBlock(encoder[i], encoder[i + 1], pool_first) for i in range(depth))
+        up_blocks = []
+        channels = encoder[-1]
+        for i in reversed(range(depth)):
+            up_blocks.append(UpBlock(channels, decoder[i]))
+            channels = decoder[i] + encoder[i]
+        self.up_blocks = nn.ModuleList(up_blocks)
+        self.out_channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = [x]
+        for block in self.down_blocks:
+            skips.append(block(skips[-1]))
+        h = skips.pop()
+        for block in self.up_blocks:
+            h = torch.cat((block(h), skips.pop()), 1)
+        return h
+
+
+def fold_batch_norm(module: nn.Module) -> nn.Module:
+    """Fold batch norms that follow a convolution into it, in place, for inference: the same answer, less memory traffic."""
+    for child in module.modules():
+        if isinstance(child, SameBlock) and isinstance(child.norm, nn.BatchNorm2d):
+            child.conv = fuse_conv_bn_eval(child.conv.eval(), child.norm.eval())
+            child.norm = nn.Identity()
+        elif isinstance(child, ResBlock) and isinstance(child.norm2, nn.BatchNorm2d):
+            child.conv1 = fuse_conv_bn_eval(child.conv1.eval(), child.norm2.eval())
+            child.norm2 = nn.Identity()
+    return module
+
+
+def identity_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """(H, W, 2) sampling grid in (x, y) order, ``align_corners=False``: sampling with it changes nothing."""
+    ys = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) * (2.0 / height) - 1
+    xs = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) * (2.0 / width) - 1
+    return torch.stack((xs.expand(height, width), ys[:, None].expand(height, width)), -1)
+
+
+def warp(x: Tensor, flow: Tensor) -> Tensor:
+    """Sample x (B, C, H, W) at an absolute flow (B, h, w, 2), resized to (H, W) first if need be; borders repeat."""
+    if flow.shape[1:3] != x.shape[2:]:
+        flow = resize(flow.permute(0, 3, 1, 2), x.shape[2], x.shape[3]).permute(0, 2, 3, 1)
+    return F.grid_sample(x, flow.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resizing of (B, C, h, w), antialiased by averaging when it is an exact reduction."""
+    if x.shape[2:] == (height, width):
+        return x
+    if x.shape[2] > height and x.shape[2] % height == 0 and x.shape[3] % width == 0:
+        return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
+    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)

@@ -1,0 +1,164 @@
+"""Latent flow generator (paper section 3.2): a source picture and a motion → a frame.
+
+    source ─ encode ─▶ features at 1, 1/2, 1/4 ───────────────────────┐
+    driving regions ─ flow predictor ─▶ flow, occlusion ── warp, blend ┴▶ paint ─▶ blend with warped source ─▶ frame
+
+The source is encoded once; any number of frames is then decoded from it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dawn.config import LFGConfig
+from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, warp
+from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours
+
+
+class Source(NamedTuple):
+    """What is computed once for a portrait. features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4)."""
+
+    image: Tensor
+    features: tuple[Tensor, Tensor, Tensor]
+    regions: RegionState
+    contours: Tensor
+
+    def expand(self, frames: int) -> Source:
+        """The same portrait for every one of ``frames`` frames (no copy). B must be 1."""
+
+        def grow(x: Tensor) -> Tensor:
+            return x.expand(frames, *x.shape[1:])
+
+        a, b, c = self.features
+        regions = RegionState(*(grow(x) for x in self.regions))
+        return Source(grow(self.image), (grow(a), grow(b), grow(c)), regions, grow(self.contours))
+
+
+class Flow(NamedTuple):
+    """Latent motion: grid (B, h, w, 2) absolute sampling grid, occlusion (B, 1, h, w): 1 keeps the source."""
+
+    grid: Tensor
+    occlusion: Tensor
+
+
+class Decoded(NamedTuple):
+    """frame (B, 3, H, W) in [0, 1]; painted: the decoder's own picture before the last blend (a training target)."""
+
+    frame: Tensor
+    painted: Tensor
+    flow: Flow
+
+
+class PixelwiseFlowPredictor(nn.Module):
+    """Chooses for every cell which region it moves with, and whether the source shows it at all."""
+
+    def __init__(self, config: LFGConfig, regions: int) -> None:
+        super().__init__()
+        self.cells = config.flow_cells
+        self.regions = regions
+        guides = 2 * len(GUIDE_CONTOURS)
+        self.hourglass = Hourglass(
+            4 * (regions + 1) + guides, config.flow_width, config.flow_depth, config.flow_max_width, config.pool_first
+        )
+        self.refine = SameBlock(self.hourglass.out_channels, config.flow_head_width, 1)
+        self.head = nn.Conv2d(config.flow_head_width + guides, regions + 2, 3, padding=1)
+
+    def forward(self, image: Tensor, heat: Tensor, grids: Tensor, guides: Tensor) -> Flow:
+        """image (B, 3, H, W) source; heat (B, K+1, h, w); grids (B, K+1, 2h, 2w, 2); guides (B, G, 2h, 2w)."""
+        batch, regions, height, width = grids.shape[:4]
+        coarse = F.avg_pool2d(grids.permute(0, 1, 4, 2, 3).flatten(0, 1), 2).permute(0, 2, 3, 1)
+        small = resize(image, self.cells, self.cells)
+        small = small[:, None].expand(-1, regions, -1, -1, -1).flatten(0, 1)
+        moved = warp(small, coarse).view(batch, regions * 3, self.cells, self.cells)
+        h = self.hourglass(torch.cat((heat, moved, F.avg_pool2d(guides, 2)), 1))
+        h = resize(self.refine(h), height, width)
+        out = self.head(torch.cat((h, guides), 1))
+        mask = out[:, :-1].softmax(1)
+        grid = (mask.unsqueeze(-1) * grids).sum(1)
+        return Flow(grid, torch.sigmoid(out[:, -1:]))
+
+
+class LatentFlowGenerator(nn.Module):
+    """The ``lite`` generator: landmark regions, pixelwise flow, multi-scale warp and blend."""
+
+    def __init__(self, config: LFGConfig) -> None:
+        super().__init__()
+        self.config = config
+        a, b, c = config.widths
+        guides = len(GUIDE_CONTOURS)
+        self.region_provider = LandmarkRegions()
+        self.flow_predictor = PixelwiseFlowPredictor(config, self.region_provider.count)
+        self.first = SameBlock(3, a, config.first_kernel)
+        self.down_blocks = nn.ModuleList([DownBlock(a, b, config.pool_first), DownBlock(b, c, config.pool_first)])
+        self.guide_in = SameBlock(c + guides, c)
+        self.bottleneck = nn.Sequential(*(ResBlock(c) for _ in range(config.res_blocks)))
+        self.up_blocks = nn.ModuleList([UpBlock(c, b), UpBlock(b + guides, a)])
+        self.last = nn.Conv2d(a, 3, config.last_kernel, padding=config.last_kernel // 2)
+
+    def encode(self, image: Tensor, landmarks: Tensor) -> Source:
+        """image (B, 3, H, W) in [0, 1]; landmarks (B, 478, 2 or 3) crop units."""
+        fine = self.first(image)
+        middle = self.down_blocks[0](fine)
+        coarse = self.down_blocks[1](middle)
+        contours = draw_contours(landmarks[..., :2], 2 * self.config.flow_cells)
+        return Source(image, (fine, middle, coarse), self.region_provider.state(landmarks), contours)
+
+    def predict_flow(self, source: Source, landmarks: Tensor) -> tuple[Flow, Tensor]:
+        """Driving landmarks (B, 478, 2 or 3) → flow, and the driving contours (B, G, 2h, 2w) for the decoder."""
+        cells = self.config.flow_cells
+        driving = self.region_provider.state(landmarks)
+        contours = draw_contours(driving.points, 2 * cells)
+        grids = self.region_provider.grids(driving, source.regions, 2 * cells)
+        heat = self.region_provider.heat(driving, cells) - self.region_provider.heat(source.regions, cells)
+        heat = torch.cat((torch.zeros_like(heat[:, :1]), heat), 1)
+        flow = self.flow_predictor(source.image, heat, grids, torch.cat((contours, source.contours), 1))
+        occlusion = flow.occlusion * (1 - self._newly_open(contours, source.contours))
+        return Flow(flow.grid, occlusion), contours
+
+    def _newly_open(self, driving: Tensor, source: Tensor) -> Tensor:
+        """Where an opening is that the source does not show, (B, 1, h, w) in [0, 1].
+
+        Left alone the occlusion map goes to 1 everywhere, and mouths are stretched instead of opened.
+        """
+        out = torch.zeros_like(driving[:, :1])
+        for index, strength in ((0, 1.0), (2, self.config.eye_suppression), (3, self.config.eye_suppression)):
+            area, before = driving[:, index].sum((1, 2)), source[:, index].sum((1, 2))
+            opened = (1 - before / area.clamp_min(1e-3)).clamp(0, 1)
+            # A few cells of softened outline are no opening.
+            opened = opened * (area / (area + 4.0))
+            out = torch.maximum(out, strength * opened[:, None, None, None] * driving[:, index : index + 1])
+        return out
+
+    def decode(self, source: Source, flow: Flow, contours: Tensor) -> Decoded:
+        """Warp and blend at three scales, paint, and blend with the warped source picture."""
+        fine, middle, coarse = source.features
+        occlusion = [resize(flow.occlusion, x.shape[2], x.shape[3]) for x in source.features]
+        moved = warp(coarse, flow.grid)
+        h = moved * occlusion[2]
+        h = self.guide_in(torch.cat((h, resize(contours, h.shape[2], h.shape[3])), 1))
+        h = self.bottleneck(h)
+        h = self.up_blocks[0](torch.lerp(h, moved, occlusion[2]))
+        h = torch.lerp(h, warp(middle, flow.grid), occlusion[1])
+        h = torch.cat((h, resize(contours, h.shape[2], h.shape[3])), 1)
+        h = self.up_blocks[1](h)
+        h = torch.lerp(h, warp(fine, flow.grid), occlusion[0])
+        painted = torch.sigmoid(self.last(h))
+        frame = torch.lerp(painted, warp(source.image, flow.grid), occlusion[0])
+        return Decoded(frame, painted, flow)
+
+    def render(self, source: Source, landmarks: Tensor) -> Tensor:
+        """Frames (B, 3, H, W) for driving landmarks (B, 478, 2 or 3); a source of one portrait serves them all."""
+        if source.image.shape[0] != landmarks.shape[0]:
+            source = source.expand(landmarks.shape[0])
+        flow, contours = self.predict_flow(source, landmarks)
+        return self.decode(source, flow, contours).frame
+
+    def forward(self, image: Tensor, source_landmarks: Tensor, driving_landmarks: Tensor) -> Decoded:
+        """One source and one driving face each: the training pass."""
+        source = self.encode(image, source_landmarks)
+        flow, contours = self.predict_flow(source, driving_landmarks)
+        return self.decode(source, flow, contours)

@@ -1,0 +1,134 @@
+"""Regions: what drives the flow. In ``lite`` they are affine fits to groups of face-mesh landmarks, nothing is learned.
+
+A provider gives, for every region, a sampling grid (where each output cell would come from if it moved with that region)
+and a heat map (how near each cell is to the region).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dawn import landmarks as lm
+from dawn.models.blocks import identity_grid
+
+
+class RegionState(NamedTuple):
+    """Landmark regions of one picture: points (B, 478, 2), centre (B, K, 2), covariance (B, K, 2, 2)."""
+
+    points: Tensor
+    center: Tensor
+    covariance: Tensor
+
+
+def invert_2x2(matrix: Tensor) -> Tensor:
+    """Inverse of (..., 2, 2) matrices in closed form."""
+    a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
+    adjugate = torch.stack((torch.stack((d, -b), -1), torch.stack((-c, a), -1)), -2)
+    return adjugate / (a * d - b * c)[..., None, None]
+
+
+class LandmarkRegions(nn.Module):
+    """Affine motion of landmark groups (the ``lite`` provider; no parameters).
+
+    Each group's affine map from driving to source is fitted by least squares, drawn towards the whole head's map by
+    a ridge, since thin groups (a lip, a lid) do not fix all six numbers.
+    """
+
+    ridge = 0.15
+    """Weight of the head's map, as a share of the group's own spread."""
+    min_std = 0.02
+    """Smallest standard deviation of a heat map, in crop units (1.3 pixels at 128)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        groups = list(lm.REGION_GROUPS.values())
+        assignment = torch.zeros(len(groups), max(len(g) for g in groups), dtype=torch.long)
+        weight = torch.zeros(assignment.shape)
+        for row, group in enumerate(groups):
+            assignment[row, : len(group)] = torch.tensor(group)
+            weight[row, : len(group)] = 1.0 / len(group)
+        self.count = len(groups)
+        self.register_buffer("assignment", assignment, persistent=False)
+        self.register_buffer("weight", weight[..., None], persistent=False)
+
+    def state(self, landmarks: Tensor) -> RegionState:
+        """landmarks (B, 478, 2 or 3) crop units -> region centres and covariances."""
+        points = landmarks[..., :2]
+        grouped = points[:, self.assignment]
+        center = (grouped * self.weight).sum(2)
+        centred = grouped - center[:, :, None]
+        return RegionState(points, center, (centred * self.weight).transpose(2, 3) @ centred)
+
+    def grids(self, driving: RegionState, source: RegionState, size: int) -> Tensor:
+        """Where every output cell would come from, (B, K+1, size, size, 2); the background (first) stays in place."""
+        affine = self._affine(driving, source)[:, :, None, None]
+        grid = identity_grid(size, size, driving.points)
+        offset = grid[None, None] - driving.center[:, :, None, None]
+        moved = offset[..., :1] * affine[..., 0] + offset[..., 1:] * affine[..., 1] + source.center[:, :, None, None]
+        return torch.cat((grid.expand(moved.shape[0], 1, size, size, 2), moved), 1)
+
+    def _affine(self, driving: RegionState, source: RegionState) -> Tensor:
+        """Linear parts (B, K, 2, 2) of the maps driving -> source."""
+        drv = (driving.points[:, self.assignment] - driving.center[:, :, None]) * self.weight
+        src = source.points[:, self.assignment] - source.center[:, :, None]
+        cross = src.transpose(2, 3) @ drv
+        head = cross[:, -1:] @ invert_2x2(driving.covariance[:, -1:])
+        spread = driving.covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        strength = self.ridge * spread + 1e-6
+        eye = torch.eye(2, device=cross.device, dtype=cross.dtype)
+        return (cross + strength * head) @ invert_2x2(driving.covariance + strength * eye)
+
+    def heat(self, state: RegionState, size: int) -> Tensor:
+        """exp(-d' C^-1 d / 2) of every region, (B, K, size, size)."""
+        grid = identity_grid(size, size, state.points)
+        eye = torch.eye(2, device=grid.device, dtype=grid.dtype)
+        precision = invert_2x2(state.covariance + self.min_std**2 * eye)
+        offset = grid[None, None] - state.center[:, :, None, None]
+        p = precision[:, :, None, None]
+        x, y = offset[..., 0], offset[..., 1]
+        distance = p[..., 0, 0] * x * x + 2 * p[..., 0, 1] * x * y + p[..., 1, 1] * y * y
+        return (-0.5 * distance).exp()
+
+
+GUIDE_CONTOURS: dict[str, tuple[int, ...]] = {
+    "inner_lips": lm.INNER_LIPS,
+    "outer_lips": lm.OUTER_LIPS,
+    "right_eye": lm.RIGHT_EYE,
+    "left_eye": lm.LEFT_EYE,
+}
+"""Contours drawn for the networks (the first one is the mouth's opening, the last two the eyes')."""
+
+
+def draw_contours(points: Tensor, size: int, softness_cells: float = 0.5) -> Tensor:
+    """Soft filled contours: how much of each cell lies inside the polygon.
+
+    points (B, 478, 2) crop units -> (B, 4, size, size) in [0, 1]: sigmoid of the signed distance to the outline, so
+    that a shut mouth, whose polygon has no inside, leaves nearly nothing.
+    """
+    grid = identity_grid(size, size, points)
+    cell = 2.0 / size
+    maps = []
+    for contour in GUIDE_CONTOURS.values():
+        a = points[:, list(contour)]
+        maps.append(_inside(grid, a, cell, softness_cells))
+    return torch.stack(maps, 1)
+
+
+def _inside(grid: Tensor, polygon: Tensor, cell: float, softness_cells: float) -> Tensor:
+    """Soft inside test of one closed polygon (B, V, 2) on a grid (h, w, 2): (B, h, w)."""
+    start = polygon[:, :, None, None]
+    edge = polygon.roll(-1, 1)[:, :, None, None] - start
+    px, py = grid[..., 0] - start[..., 0], grid[..., 1] - start[..., 1]
+    ex, ey = edge[..., 0], edge[..., 1]
+    along = ((px * ex + py * ey) / (ex * ex + ey * ey).clamp_min(1e-12)).clamp(0, 1)
+    squared = (px - along * ex).square() + (py - along * ey).square()
+    distance = squared.amin(1).clamp_min(1e-12).sqrt()
+    # Even-odd rule: a horizontal ray to the right crosses an edge if the edge spans the point's height.
+    spans = (py < 0) != (py < ey)
+    slope = ex / torch.where(ey.abs() < 1e-9, torch.full_like(ey, 1e-9), ey)
+    crosses = spans & (px < py * slope)
+    sign = 1 - 2 * (crosses.sum(1) % 2).to(distance.dtype)
+    return torch.sigmoid(-sign * distance / (cell * softness_cells))
