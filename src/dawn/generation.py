@@ -1,0 +1,130 @@
+"""From speech to motion: PBNet, then A2V, for all frames at once and any length.
+
+Networks see the clip in chunks with as much context as they can reach, which gives the same result as one piece, so that
+memory does not grow with length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dawn.config import Strict
+from dawn.diffusion.samplers import euler
+from dawn.models.a2v_transformer import A2VTransformer
+from dawn.models.bundle import Bundle
+from dawn.models.face_geometry import eye_aspect_ratio
+from dawn.models.pbnet import PBNet
+from dawn.structs import BLINK_SIZE, POSE_SIZE, Face, Motion
+
+CHUNK_FRAMES = 1024
+EAR_UNIT = 0.1
+"""Blink changes are given to the networks in tenths of an eye aspect ratio."""
+ANCHOR_FRAMES = 20.0
+"""Generated pose starts at the portrait's own and leaves it with this time constant."""
+
+
+class GenerateOptions(Strict):
+    """What a user may turn. ``None`` takes the preset's default."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    steps: int | None = Field(None, ge=1, le=1000)
+    guidance: float | None = Field(None, ge=0, le=10)
+    pose_scale: float = Field(1.0, ge=0, le=3)
+    """Strength of head motion."""
+    blink: float = Field(1.0, ge=0, le=1.5)
+    """Strength of blinks; 0 keeps the eyes as they are."""
+    still: bool = False
+    """No head motion at all: only face and eyes move."""
+    expression: float = Field(1.0, ge=0, le=2)
+    """Strength of facial motion."""
+
+
+def chunks(length: int, reach: int, size: int = CHUNK_FRAMES) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, low, high): frames [start, stop) are wanted and need [low, high) as context."""
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        yield start, stop, max(0, start - reach), min(length, stop + reach)
+
+
+def first_state(pose: Tensor, ear: Tensor) -> Tensor:
+    """What PBNet is told of the face it starts from: pose (..., 6) and EAR (..., 2) -> (..., 8), of order one."""
+    unit = pose.new_tensor([10.0, 10.0, 10.0, 0.1, 0.1, 0.1])
+    centre = pose.new_tensor([0.0, 0.0, 0.0, 0.6, 0.0, 0.0])
+    return torch.cat(((pose - centre) / unit, (ear - 0.3) / EAR_UNIT), -1)
+
+
+@torch.inference_mode()
+def generate_head(pbnet: PBNet, audio: Tensor, first: Tensor, generator: torch.Generator) -> Tensor:
+    """Pose and blink changes (T, 8), normalised, from audio (T, D) and the first frame's state (8,)."""
+    frames = audio.shape[0]
+    latent = torch.randn((frames, pbnet.config.latent_size), generator=generator).to(audio.device)
+    out = audio.new_empty(frames, POSE_SIZE + BLINK_SIZE)
+    for start, stop, low, high in chunks(frames, pbnet.reach_frames):
+        made = pbnet.decode(latent[None, low:high], first[None], audio[None, low:high])
+        out[start:stop] = made[0, start - low : stop - low]
+    return out
+
+
+@torch.inference_mode()
+def generate_expression(a2v: A2VTransformer, audio: Tensor, head: Tensor, source: Tensor, steps: int, guidance: float,
+                        temperature: float, generator: torch.Generator,
+                        progress: Callable[[int], None] | None = None) -> Tensor:  # fmt: skip
+    """Expression coefficients (T, K) by rectified flow; audio (T, D), head (T, 8) normalised, source (K + 2,)."""
+    frames = audio.shape[0]
+    noise = torch.randn((frames, a2v.config.motion_size), generator=generator).to(audio.device) * temperature
+    embedded = audio.new_empty(frames, a2v.config.width)
+    for start, stop, low, high in chunks(frames, a2v.reach_frames):
+        embedded[start:stop] = a2v.embed_audio(audio[None, low:high])[0, start - low : stop - low]
+    nothing = torch.ones(1, dtype=torch.bool, device=audio.device)
+
+    def velocity(x: Tensor, time: float) -> Tensor:
+        out = torch.empty_like(x)
+        t = torch.full((1,), time, device=x.device)
+        for start, stop, low, high in chunks(frames, a2v.reach_frames):
+            window = (x[:, low:high], t, embedded[None, low:high], head[None, low:high], source[None])
+            v = a2v(*window)
+            if guidance != 1:
+                base = a2v(*window, nothing)
+                v = base + guidance * (v - base)
+            out[:, start:stop] = v[:, start - low : stop - low]
+        return out
+
+    return euler(velocity, noise[None], steps, progress)[0]
+
+
+def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: GenerateOptions,
+                    progress: Callable[[int], None] | None = None) -> Motion:  # fmt: skip
+    """Speech features (T, D) at 25 fps → the motion of one face, reproducible from ``options.seed``."""
+    device = audio.device
+    shape, pose = torch.from_numpy(face.shape).to(device), torch.from_numpy(face.pose).to(device)
+    ear = eye_aspect_ratio(shape)
+    generator = torch.Generator().manual_seed(options.seed)
+    head = generate_head(bundle.pbnet, audio, first_state(pose, ear), generator)
+    head = shape_head(head, options)
+    sampler = bundle.config.sampler
+    expression = generate_expression(
+        bundle.a2v, audio, head, bundle.motion.describe_source(shape),
+        options.steps or sampler.steps,
+        sampler.guidance if options.guidance is None else options.guidance,
+        sampler.temperature, generator, progress,
+    )  # fmt: skip
+    pose_change = head[:, :POSE_SIZE] * bundle.motion.pose_scale
+    return Motion(
+        pose=pose_change.cpu().numpy(),
+        blink=(head[:, POSE_SIZE:] * EAR_UNIT).cpu().numpy(),
+        expression=(expression * options.expression).cpu().numpy(),
+        info={"preset": bundle.config.name, "seed": str(options.seed)},
+    )
+
+
+def shape_head(head: Tensor, options: GenerateOptions) -> Tensor:
+    """Anchor the motion (T, 8) at the portrait's own pose, and apply the user's strengths."""
+    frames = torch.arange(len(head), device=head.device, dtype=head.dtype)
+    fade = torch.exp(-frames / ANCHOR_FRAMES)[:, None]
+    pose = head[:, :POSE_SIZE] - head[:1, :POSE_SIZE] * fade
+    pose = pose * (0.0 if options.still else options.pose_scale)
+    return torch.cat((pose, head[:, POSE_SIZE:] * options.blink), -1)

@@ -1,0 +1,25 @@
+"""All networks of a preset together."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dawn.config import PresetConfig
+from dawn.models.a2v_transformer import A2VTransformer
+from dawn.models.audio_encoder import WhisperAudioEncoder, WhisperConfig
+from dawn.models.lfg import LatentFlowGenerator
+from dawn.models.motion_space import MotionSpace
+from dawn.models.pbnet import PBNet
+
+
+class Bundle(nn.Module):
+    """The parts of a ``lite`` preset, named as their weight files are."""
+
+    def __init__(self, config: PresetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.audio = WhisperAudioEncoder(WhisperConfig(**config.audio.model_dump(exclude={"kind"})))
+        self.a2v = A2VTransformer(config.a2v)
+        self.lfg = LatentFlowGenerator(config.lfg)
+        self.motion = MotionSpace(config.motion)
+        self.pbnet = PBNet(config.pbnet)
