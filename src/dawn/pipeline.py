@@ -1,0 +1,306 @@
+"""The product: portrait + speech → video.
+
+    dawn = Dawn.from_pretrained("lite-128")
+    dawn("portrait.png", "speech.wav", seed=1).save("out.mp4")
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dawn import __version__, media
+from dawn.checkpoint import PARTS, find_preset, load_into, read_config, read_weights
+from dawn.config import PresetConfig, parse
+from dawn.errors import ConfigError, MotionError, NoFaceError, VideoError
+from dawn.generation import GenerateOptions, generate_motion
+from dawn.models.blocks import fold_batch_norm
+from dawn.models.bundle import Bundle
+from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, pose_change, remove_pose
+from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
+from dawn.preprocess.crop import crop_box, to_crop_units
+from dawn.preprocess.portrait import prepare_portrait
+from dawn.preprocess.tracker import FaceTracker
+from dawn.structs import FPS, Face, FloatArray, ImageArray, Motion, Speech, TrackedFace
+
+log = logging.getLogger(__name__)
+
+DECODE_BATCH = 8
+"""Frames decoded together: enough to fill two cores, few enough to stay in their cache."""
+SIZES_PX = (128, 256, 512)
+MAX_DRIVE_FRAMES = 45_000
+PathLike = str | Path
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total)."""
+
+
+def _quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Video:
+    """A talking-head video that is decoded as it is read: iterate over its frames, or ``save`` it.
+
+    ``motion`` is what is rendered and can be saved, edited and rendered again; ``face`` is the prepared portrait.
+    """
+
+    def __init__(self, model: Dawn, face: Face, motion: Motion, speech: Speech | None, size_px: int,
+                 watch: Stopwatch, progress: Progress) -> None:  # fmt: skip
+        self.face, self.motion, self.speech, self.size_px, self.watch = face, motion, speech, size_px, watch
+        self._model, self._progress = model, progress
+
+    def __len__(self) -> int:
+        return len(self.motion)
+
+    def __iter__(self) -> Iterator[ImageArray]:
+        """Frames (size_px, size_px, 3) uint8 RGB at 25 fps."""
+        frames = self._model.render(self.face, self.motion, self.size_px)
+        for done in range(len(self)):
+            with self.watch.stage("decode"):
+                frame = next(frames)
+            self._progress("decode", done + 1, len(self))
+            yield frame
+
+    def save(self, path: PathLike) -> Path:
+        """Write an MP4 (H.264, AAC) with the speech. Raises OutputError; nothing half-written is left behind."""
+        size = self.size_px
+        comment = f"AI-generated video: dawn {__version__}, {self._model.describe(self.size_px)}"
+        with media.VideoWriter(path, size, size, self.speech, fps=FPS, metadata={"comment": comment}) as writer:
+            for frame in self:
+                with self.watch.stage("video"):
+                    writer.write(frame)
+        return Path(path)
+
+
+class Dawn:
+    """A loaded model. Make it with ``from_pretrained`` once and call it for every video."""
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        bundle.eval().requires_grad_(False)
+        fold_batch_norm(bundle.lfg)
+        self.bundle = bundle.to(device)
+        self.bundle.lfg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+
+    @classmethod
+    def from_pretrained(cls, preset: PathLike = "lite-128", device: str = "auto") -> Dawn:
+        """Load a shipped preset by name, or a preset's folder.
+
+        Raises ConfigError (unknown preset, device) or CheckpointError (weights missing, damaged or foreign).
+        """
+        folder = find_preset(preset)
+        config = read_config(folder / "config.json", PresetConfig)
+        bundle = Bundle(config)
+        for part in PARTS:
+            path = folder / f"{part}.safetensors"
+            load_into(getattr(bundle, part), read_weights(path, config.sha256.get(part)), str(path))
+        return cls(bundle, pick_device(device))
+
+    @property
+    def config(self) -> PresetConfig:
+        return self.bundle.config
+
+    def describe(self, size_px: int) -> str:
+        """One phrase for metadata: preset, native size and whether it was upscaled."""
+        native = self.config.lfg.image_size_px
+        scaled = "" if size_px == native else f", {native} px upscaled to {size_px} px"
+        return f"preset {self.config.name}{scaled}"
+
+    def __call__(self, portrait: PathLike | ImageArray, speech: PathLike | Speech, *, size: int | None = None,
+                 face: int | str | None = None, motion: Motion | None = None, allow_silence: bool = False,
+                 progress: Progress = _quiet, **options: Any) -> Video:  # fmt: skip
+        """Generate a talking-head video.
+
+        portrait: an image file, or an (H, W, 3) uint8 RGB array. speech: an audio or video file, or a ``Speech``.
+        size: side of the frames in pixels (128, 256, 512); above the model's own they are upscaled. face: which face
+        of several, see ``preprocess.portrait.choose_face``. motion: render this instead of generating one.
+        options: fields of ``GenerateOptions`` (seed, steps, guidance, pose_scale, blink, still, expression).
+
+        Raises InputError and its kinds for unusable files, ConfigError for wrong options.
+        """
+        chosen = parse(GenerateOptions, options, "options")
+        size_px = self._size(size)
+        watch = Stopwatch()
+        with watch.stage("audio in"):
+            sound = speech if isinstance(speech, Speech) else media.read_speech(speech, allow_silence=allow_silence)
+        with watch.stage("track"):
+            prepared = self.prepare(portrait, face)
+        if motion is None:
+            with watch.stage("audio features"):
+                samples = torch.from_numpy(sound.samples).to(self.device)
+                features = self.bundle.audio.encode(samples, sound.frame_count)
+            steps = chosen.steps or self.config.sampler.steps
+            with watch.stage("motion"):
+                motion = generate_motion(
+                    self.bundle, features, prepared, chosen, lambda done: progress("motion", done, steps)
+                )
+        else:
+            motion = self._fit_motion(motion, sound.frame_count)
+        return Video(self, prepared, motion, sound, size_px, watch, progress)
+
+    def drive(self, portrait: PathLike | ImageArray, video: PathLike, *, size: int | None = None,
+              face: int | str | None = None, progress: Progress = _quiet) -> Video:  # fmt: skip
+        """Another video's facial motion (and sound, if any) on this portrait. Raises as ``__call__``, and VideoError."""
+        size_px = self._size(size)
+        watch = Stopwatch()
+        with watch.stage("track"):
+            prepared = self.prepare(portrait, face)
+            motion = self.track_motion(video, prepared, progress)
+        speech = _sound_of(video, len(motion))
+        return Video(self, prepared, motion, speech, size_px, watch, progress)
+
+    def prepare(self, portrait: PathLike | ImageArray, face: int | str | None = None) -> Face:
+        """Find, check and crop the portrait's face. Raises ImageError, FaceError and its kinds."""
+        image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
+        with FaceTracker(max_faces=8) as tracker:
+            return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self._mean_face(), face)
+
+    @torch.inference_mode()
+    def track_motion(self, video: PathLike, face: Face, progress: Progress = _quiet) -> Motion:
+        """Facial motion of a video as a ``Motion`` for ``face``.
+
+        Motion is taken relative to the frame whose mouth and eyes are most like the portrait's.
+        """
+        landmarks = track_landmarks(video, progress)
+        shape, pose = remove_pose(landmarks, self._mean_face())
+        shape, pose = smooth(shape, SHAPE_SMOOTHING_FRAMES), smooth(pose, POSE_SMOOTHING_FRAMES)
+        own = torch.from_numpy(face.shape)
+        unlike = (lip_aperture(shape) - lip_aperture(own)).abs() / 0.1
+        unlike = unlike + ((eye_aspect_ratio(shape) - eye_aspect_ratio(own)).abs() / 0.1).mean(-1)
+        reference = int(unlike.argmin())
+        space = self.bundle.motion.to("cpu")
+        expression = space.encode(shape, shape[reference])
+        self.bundle.motion.to(self.device)
+        ear = eye_aspect_ratio(shape)
+        return Motion(
+            pose=pose_change(pose, pose[reference]).numpy(),
+            blink=(ear - ear[reference]).numpy(),
+            expression=expression.numpy(),
+            info={"preset": self.config.name, "driven_by": Path(video).name},
+        )
+
+    def landmarks(self, face: Face, motion: Motion, start: int, stop: int) -> Tensor:
+        """Driving landmarks (stop - start, 478, 3) of some frames."""
+        return self.bundle.motion.landmarks(
+            torch.from_numpy(motion.pose[start:stop]).to(self.device),
+            torch.from_numpy(motion.expression[start:stop]).to(self.device),
+            torch.from_numpy(face.shape).to(self.device),
+            torch.from_numpy(face.pose).to(self.device),
+        )
+
+    @torch.inference_mode()
+    def _encode(self, face: Face) -> Any:
+        image = torch.from_numpy(face.crop).to(self.device).permute(2, 0, 1)[None].float() / 255
+        image = image.contiguous(memory_format=torch.channels_last)
+        return self.bundle.lfg.encode(image, torch.from_numpy(face.landmarks).to(self.device)[None])
+
+    def render(self, face: Face, motion: Motion, size_px: int | None = None) -> Iterator[ImageArray]:
+        """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for."""
+        self._check_space(motion)
+        source = self._encode(face)
+        for start in range(0, len(motion), DECODE_BATCH):
+            with torch.inference_mode():
+                points = self.landmarks(face, motion, start, min(start + DECODE_BATCH, len(motion)))
+                frames = self.bundle.lfg.render(source, points)
+                if size_px not in (None, frames.shape[-1]):
+                    frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", align_corners=False)
+                out = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            yield from out
+
+    def _mean_face(self) -> Tensor:
+        return self.bundle.motion.mean_face.cpu()
+
+    def _size(self, size: int | None) -> int:
+        native = self.config.lfg.image_size_px
+        if size is None:
+            return native
+        if size not in SIZES_PX or size < native:
+            allowed = ", ".join(str(s) for s in SIZES_PX if s >= native)
+            raise ConfigError(f"size {size}: the preset {self.config.name} can give {allowed} px")
+        return size
+
+    def _check_space(self, motion: Motion) -> None:
+        wanted = self.config.motion.size
+        if motion.space != "lite" or motion.expression.shape[1] != wanted:
+            raise MotionError(
+                f"the motion has {motion.expression.shape[1]} coefficients of the space {motion.space!r}, the preset "
+                f"{self.config.name} needs {wanted} of 'lite': use the preset that made it"
+            )
+
+    def _fit_motion(self, motion: Motion, frames: int) -> Motion:
+        """A given motion cut, or held at its last frame, to the length of the speech."""
+        self._check_space(motion)
+        index = np.minimum(np.arange(frames), len(motion) - 1)
+        return Motion(motion.pose[index], motion.blink[index], motion.expression[index], motion.space, motion.info)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: CUDA if there is any. Raises ConfigError for a device that this machine or torch does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}): use auto or cpu") from error
+    return device
+
+
+def track_landmarks(video: PathLike, progress: Progress = _quiet) -> Tensor:
+    """Landmarks (T, 478, 3) of the largest face of a video in crop units of one fixed square, as for training clips.
+
+    A frame without a face repeats the one before. Raises VideoError, NoFaceError.
+    """
+    found: list[FloatArray] = []
+    size = (0, 0)
+    with media.VideoReader(video, fps=FPS) as reader, FaceTracker() as tracker:
+        for index, frame in enumerate(reader):
+            if index >= MAX_DRIVE_FRAMES:
+                raise VideoError(f"{video}: longer than {MAX_DRIVE_FRAMES // FPS} s; cut it shorter")
+            size = (frame.shape[1], frame.shape[0])
+            faces = tracker.faces(frame)
+            if faces or found:
+                found.append(faces[0].landmarks if faces else found[-1])
+            progress("track", index + 1, 0)
+    if not found:
+        raise NoFaceError(f"{video}: no face was found in the driving video; use one that shows a face")
+    points = np.stack(found)
+    box = crop_box(TrackedFace(points.mean(0), np.zeros(52, np.float32)), *size, inside=True)
+    return torch.from_numpy(to_crop_units(points, box))
+
+
+def _sound_of(video: PathLike, frames: int) -> Speech | None:
+    """The video's own sound, if it has any."""
+    from dawn.errors import AudioError
+
+    try:
+        speech = media.read_speech(video, allow_silence=True)
+    except AudioError as error:
+        log.info("%s: %s", video, error)
+        return None
+    return speech if abs(speech.frame_count - frames) <= FPS else None

@@ -1,0 +1,178 @@
+"""Talking clips → training material: cropped frames, landmarks, sound. The same crop and tracker as for portraits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from dawn import media
+from dawn.errors import AudioError, DawnError, InputError
+from dawn.preprocess.crop import crop_box, cut, to_crop_units
+from dawn.preprocess.tracker import FaceTracker
+from dawn.structs import FPS, FloatArray, ImageArray, TrackedFace
+
+log = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v"}
+MIN_FRAMES = 10
+MAX_FRAMES = 1500
+MIN_FACE_HEIGHT_PX = 64
+MAX_JUMP_FACES = 0.25
+"""A face centre that moves more than this many face heights between two frames is a cut or a tracking failure."""
+
+
+@dataclass(frozen=True)
+class PreparedClip:
+    """frames (T, S, S, 3) uint8; landmarks (T, 478, 3) crop units; blendshapes (T, 52); samples (L,) 16 kHz or empty."""
+
+    frames: ImageArray
+    landmarks: FloatArray
+    blendshapes: FloatArray
+    samples: FloatArray
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What became of one video: ``status`` is kept, already there, or dropped with the reason."""
+
+    video: str
+    status: str
+    frames: int = 0
+    reason: str = ""
+
+
+def track_video(path: Path | str, tracker: FaceTracker, max_frames: int) -> tuple[list[ImageArray], list[TrackedFace]]:
+    """All frames of a video at 25 fps and the largest face of each.
+
+    Raises InputError naming the first frame without a face, or one where the face jumps (a cut).
+    """
+    frames: list[ImageArray] = []
+    faces: list[TrackedFace] = []
+    with media.VideoReader(path, fps=FPS) as reader:
+        for index, frame in enumerate(reader):
+            if index >= max_frames:
+                break
+            found = tracker.faces(frame)
+            if not found:
+                raise InputError(f"no face in frame {index}: cut the clip where the face is visible throughout")
+            if faces:
+                before, now = faces[-1].box, found[0].box
+                step = np.hypot(now.center[0] - before.center[0], now.center[1] - before.center[1])
+                if step > MAX_JUMP_FACES * before.height:
+                    raise InputError(f"the face jumps at frame {index}: split the clip at its cuts")
+            frames.append(frame)
+            faces.append(found[0])
+    return frames, faces
+
+
+def prepare_clip(path: Path | str, size_px: int, tracker: FaceTracker) -> PreparedClip:
+    """One video → one fixed square crop for the whole clip. Raises InputError (with the reason) if it is unusable."""
+    frames, faces = track_video(path, tracker, MAX_FRAMES)
+    if len(frames) < MIN_FRAMES:
+        raise InputError(f"{len(frames)} frames are too few (at least {MIN_FRAMES})")
+    height, width = frames[0].shape[:2]
+    landmarks = np.stack([face.landmarks for face in faces])
+    blendshapes = np.stack([face.blendshapes for face in faces])
+    mean = TrackedFace(landmarks.mean(0), blendshapes[0])
+    if mean.box.height < MIN_FACE_HEIGHT_PX:
+        raise InputError(f"face {mean.box.height:.0f} px high: at least {MIN_FACE_HEIGHT_PX} px are needed")
+    box = crop_box(mean, width, height, inside=True)
+    crops = np.stack([cut(frame, box, size_px) for frame in frames])
+    try:
+        samples = media.read_speech(path, allow_silence=True).samples
+    except AudioError as error:
+        log.info("%s: no usable sound (%s)", path, error)
+        samples = np.zeros(0, np.float32)
+    return PreparedClip(crops, to_crop_units(landmarks, box), blendshapes, samples)
+
+
+def save_clip(path: Path, clip: PreparedClip, person: str, source: str) -> None:
+    """Write one prepared clip as safetensors, atomically."""
+    tensors = {
+        "frames": clip.frames,
+        "landmarks": clip.landmarks.astype(np.float32),
+        "blendshapes": clip.blendshapes.astype(np.float16),
+        "samples": (clip.samples * 32767).round().astype(np.int16),
+    }
+    temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
+    save_file(tensors, temporary, metadata={"person": person, "source": source, "fps": str(FPS)})
+    temporary.replace(path)
+
+
+_tracker: FaceTracker | None = None
+
+
+def _start_worker() -> None:
+    global _tracker
+    _tracker = FaceTracker()
+
+
+def _prepare_one(job: tuple[str, str, str, str, int]) -> PrepareReport:
+    video, target, person, source, size_px = job
+    assert _tracker is not None
+    try:
+        clip = prepare_clip(video, size_px, _tracker)
+        save_clip(Path(target), clip, person, source)
+    except DawnError as error:
+        return PrepareReport(source, "dropped", reason=str(error))
+    return PrepareReport(source, "kept", frames=len(clip.frames))
+
+
+def find_videos(root: Path) -> list[Path]:
+    """All videos below a folder (or the one file), sorted. Raises InputError if there is none."""
+    paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    if not paths:
+        raise InputError(f"{root}: no video found; give a folder with {', '.join(sorted(VIDEO_SUFFIXES))} files")
+    return paths
+
+
+def read_people(path: Path | None) -> dict[str, str]:
+    """CSV with columns ``file`` and ``person`` → {file name without suffix: person}. Raises InputError if it has not."""
+    if path is None:
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {Path(row["file"]).stem: row["person"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV with columns 'file' and 'person' ({error})") from error
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="np") as clip:
+            return "landmarks" in clip.keys()  # noqa: SIM118 - safe_open is no mapping
+    except Exception:  # any damage: make it again
+        return False
+
+
+def prepare(videos: Iterable[Path], root: Path, out: Path, size_px: int, people: dict[str, str],
+            workers: int) -> Iterator[PrepareReport]:  # fmt: skip
+    """Prepare many videos in parallel; yields one report each as they finish and writes ``report.json`` at the end.
+
+    Videos whose output is already whole are skipped, so the same call resumes.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    reports, jobs = [], []
+    for video in videos:
+        source = str(video.relative_to(root)) if video.is_relative_to(root) else video.name
+        target = out / f"{Path(source).with_suffix('').as_posix().replace('/', '__')}.safetensors"
+        if _is_complete(target):
+            reports.append(PrepareReport(source, "already there"))
+            yield reports[-1]
+        else:
+            jobs.append((str(video), str(target), people.get(video.stem, video.stem), source, size_px))
+    with ProcessPoolExecutor(max(1, workers), initializer=_start_worker) as pool:
+        for report in pool.map(_prepare_one, jobs, chunksize=1):
+            reports.append(report)
+            yield report
+    (out / "report.json").write_text(json.dumps([asdict(r) for r in reports], indent=1), encoding="utf-8")

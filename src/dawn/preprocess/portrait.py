@@ -1,0 +1,108 @@
+"""One photograph → one ``Face``: find, choose, check, crop, measure."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import torch
+
+from dawn.errors import ExtremePoseError, FaceTooSmallError, NoFaceError, SeveralFacesError
+from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
+from dawn.preprocess.crop import crop_box, cut, to_crop_units
+from dawn.preprocess.tracker import FaceTracker
+from dawn.structs import Box, Face, ImageArray, TrackedFace
+
+MAX_FACES = 8
+MIN_FACE_HEIGHT_PX = 48
+MAX_YAW_DEG = 40.0
+MAX_PITCH_DEG = 35.0
+RIVAL_HEIGHT_SHARE = 0.5
+"""Other faces smaller than this share of the largest are bystanders and need no choice."""
+TRACK_SIZE_PX = 256
+"""Landmarks are measured on the crop at this size, as on the training clips."""
+TILE_SHARE = 0.55
+
+
+def find_faces(image: ImageArray, tracker: FaceTracker) -> list[TrackedFace]:
+    """All faces, largest first. A picture without any is searched again in overlapping quarters (small faces)."""
+    faces = tracker.faces(image)
+    if faces:
+        return faces
+    height, width = image.shape[:2]
+    tile_h, tile_w = int(height * TILE_SHARE), int(width * TILE_SHARE)
+    if min(tile_h, tile_w) < TRACK_SIZE_PX:
+        return []
+    for y, x in product((0, (height - tile_h) // 2, height - tile_h), (0, (width - tile_w) // 2, width - tile_w)):
+        for face in tracker.faces(image[y : y + tile_h, x : x + tile_w]):
+            moved = TrackedFace(face.landmarks + np.array([x, y, 0], np.float32), face.blendshapes)
+            if all(_apart(moved.box, other.box) for other in faces):
+                faces.append(moved)
+    return sorted(faces, key=lambda face: -face.box.height)
+
+
+def _apart(a: Box, b: Box) -> bool:
+    dx, dy = a.center[0] - b.center[0], a.center[1] - b.center[1]
+    return bool(np.hypot(dx, dy) > 0.5 * max(a.height, b.height))
+
+
+def choose_face(faces: list[TrackedFace], choice: int | str | None) -> TrackedFace:
+    """The face to animate.
+
+    choice: None (there must be one, bystanders aside), "largest", or a number from 1, counted from left to right.
+    Raises NoFaceError, SeveralFacesError.
+    """
+    if not faces:
+        raise NoFaceError(
+            "no face was found in the portrait: use a photograph with one clearly visible face that looks at the camera"
+        )
+    if choice == "largest":
+        return faces[0]
+    ordered = sorted(faces, key=lambda face: face.box.center[0])
+    if isinstance(choice, int):
+        if not 1 <= choice <= len(ordered):
+            raise NoFaceError(f"face {choice} was asked for, but the portrait has {len(ordered)}: use 1 to {len(ordered)}")
+        return ordered[choice - 1]
+    rivals = [face for face in faces if face.box.height >= RIVAL_HEIGHT_SHARE * faces[0].box.height]
+    if len(rivals) > 1:
+        places = "; ".join(f"{i}: x {face.box.center[0]:.0f} y {face.box.center[1]:.0f}" for i, face in enumerate(ordered, 1))
+        raise SeveralFacesError(
+            f"{len(ordered)} faces were found ({places}): choose one with --face N (from left to right) or --face largest"
+        )
+    return faces[0]
+
+
+def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean_face: torch.Tensor,
+                     choice: int | str | None = None) -> Face:  # fmt: skip
+    """A photograph (H, W, 3) → the ``Face`` that is animated, its crop (size_px, size_px, 3).
+
+    Raises NoFaceError, SeveralFacesError, FaceTooSmallError, ExtremePoseError.
+    """
+    found = choose_face(find_faces(image, tracker), choice)
+    if found.box.height < MIN_FACE_HEIGHT_PX:
+        raise FaceTooSmallError(
+            f"the face is {found.box.height:.0f} px high: at least {MIN_FACE_HEIGHT_PX} px are needed; use a larger picture"
+        )
+    height, width = image.shape[:2]
+    box = crop_box(found, width, height)
+    large = cut(image, box, TRACK_SIZE_PX)
+    again = tracker.faces(large)
+    if again:
+        landmarks = to_crop_units(again[0].landmarks, Box(0, 0, TRACK_SIZE_PX, TRACK_SIZE_PX))
+    else:
+        landmarks = to_crop_units(found.landmarks, box)
+    shape, pose = remove_pose(torch.from_numpy(landmarks), mean_face)
+    yaw, pitch = float(pose[0]), float(pose[1])
+    if abs(yaw) > MAX_YAW_DEG or abs(pitch) > MAX_PITCH_DEG:
+        raise ExtremePoseError(
+            f"the head is turned too far (yaw {yaw:.0f}°, pitch {pitch:.0f}°; at most {MAX_YAW_DEG:.0f}° and "
+            f"{MAX_PITCH_DEG:.0f}°): use a portrait that looks towards the camera"
+        )
+    return Face(
+        crop=large if size_px == TRACK_SIZE_PX else cut(image, box, size_px),
+        landmarks=landmarks,
+        shape=shape.numpy(),
+        pose=pose.numpy(),
+        blink=eye_aspect_ratio(shape).numpy(),
+        box=box,
+    )
