@@ -1,0 +1,78 @@
+"""Losses of the latent flow generator."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dawn.models.blocks import resize
+from dawn.models.face_features import SFace, align_to_arcface
+
+
+def region_weight(contours: Tensor, size: int, mouth: float, eyes: float) -> Tensor:
+    """Pixel weights (B, 1, size, size): 1, more around the mouth and the eyes. contours: (B, 4, h, w), see regions."""
+    spread = F.max_pool2d(contours, 5, 1, 2)
+    spread = F.avg_pool2d(spread, 5, 1, 2)
+    weight = 1 + mouth * spread[:, :2].amax(1, keepdim=True) + eyes * spread[:, 2:].amax(1, keepdim=True)
+    return resize(weight, size, size)
+
+
+def weighted_l1_pyramid(image: Tensor, target: Tensor, weight: Tensor, levels: int = 3) -> Tensor:
+    """Mean weighted L1 over an image pyramid, plus L1 of finite differences at full size, which keeps edges crisp."""
+    loss = torch.zeros((), device=image.device)
+    dx = (image - target)[..., :, 1:] - (image - target)[..., :, :-1]
+    dy = (image - target)[..., 1:, :] - (image - target)[..., :-1, :]
+    loss = loss + 0.5 * ((dx.abs() * weight[..., :, 1:]).mean() + (dy.abs() * weight[..., 1:, :]).mean())
+    for _ in range(levels):
+        loss = loss + ((image - target).abs() * weight).mean() / weight.mean()
+        image, target, weight = (F.avg_pool2d(x, 2) for x in (image, target, weight))
+    return loss
+
+
+class FacePerceptualLoss(nn.Module):
+    """L1 between SFace feature maps of aligned faces (paper: VGG; SFace knows faces and is freely licensed)."""
+
+    def __init__(self, network: SFace, layers: tuple[int, ...] = (1, 2, 3), size_px: int = 80) -> None:
+        """layers: stage 0 mostly repeats the pixels. size_px: smaller than SFace's own 112, for speed."""
+        super().__init__()
+        self.network, self.layers, self.size_px = network, layers, size_px
+
+    def forward(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
+        """image, target (B, 3, H, W) in [0, 1]; landmarks (B, 478, 3) of both."""
+        made = self.network.features(self._face(image, landmarks), self.layers)
+        with torch.no_grad():
+            true = self.network.features(self._face(target, landmarks), self.layers)
+        return torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in zip(made, true, strict=True)]).mean()
+
+
+    def _face(self, image: Tensor, landmarks: Tensor) -> Tensor:
+        face = align_to_arcface(image, landmarks)
+        return F.interpolate(face, (self.size_px, self.size_px), mode="bilinear", antialias=True)
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of a picture, told where lips and eyes should be. (B, 3 + G, H, W) -> (B, 1, H/8, W/8)."""
+
+    def __init__(self, guides: int, width: int = 32) -> None:
+        super().__init__()
+        sn = nn.utils.parametrizations.spectral_norm
+        self.layers = nn.Sequential(
+            sn(nn.Conv2d(3 + guides, width, 4, 2, 1)), nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(width, 2 * width, 4, 2, 1)), nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(2 * width, 4 * width, 4, 2, 1)), nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(4 * width, 1, 3, 1, 1)),
+        )  # fmt: skip
+
+    def forward(self, image: Tensor, contours: Tensor) -> Tensor:
+        return self.layers(torch.cat((image * 2 - 1, resize(contours, image.shape[2], image.shape[3])), 1))
+
+
+def discriminator_hinge(real: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
+    """Hinge loss of the discriminator, patches weighted (B, 1, h, w)."""
+    return ((F.relu(1 - real) + F.relu(1 + fake)) * weight).mean() / weight.mean()
+
+
+def generator_hinge(fake: Tensor, weight: Tensor) -> Tensor:
+    """Hinge loss of the generator."""
+    return -(fake * weight).mean() / weight.mean()
