@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dawn.errors import ConfigError
 
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -36,6 +35,8 @@ class LFGConfig(Strict):
     """Side of the grid on which flow is reasoned about; it is put out at twice that."""
     eye_suppression: float = Field(0.6, ge=0, le=1)
     """How much of the occlusion map a newly opened eye takes away (a newly opened mouth takes all)."""
+    closing_suppression: float = Field(0.8, ge=0, le=1)
+    """How much of it lips take away that close a mouth which is open in the source."""
 
 
 class MotionSpaceConfig(Strict):
@@ -103,6 +104,10 @@ class SamplerConfig(Strict):
     guidance: float = Field(1.5, ge=0, le=10)
     temperature: float = Field(0.5, ge=0, le=2)
     """Standard deviation of the starting noise: less is nearer to the mean of what fits the sound."""
+    latent_temperature: float = Field(1.0, ge=0, le=3)
+    """Standard deviation of PBNet's latents, set so that blinks come at a natural rate."""
+    pose_smoothing_frames: float = Field(2.0, ge=0, le=50)
+    """Gaussian smoothing of generated pose: white latents leave a tremble that heads do not have."""
 
 
 class PresetConfig(Strict):

@@ -12,12 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dawn.config import Strict
+from dawn.config import SamplerConfig, Strict
 from dawn.diffusion.samplers import euler
 from dawn.models.a2v_transformer import A2VTransformer
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import eye_aspect_ratio
 from dawn.models.pbnet import PBNet
+from dawn.models.smoothing import smooth
 from dawn.structs import BLINK_SIZE, POSE_SIZE, Face, Motion
 
 CHUNK_FRAMES = 1024
@@ -58,14 +59,16 @@ def first_state(pose: Tensor, ear: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def generate_head(pbnet: PBNet, audio: Tensor, first: Tensor, generator: torch.Generator) -> Tensor:
+def generate_head(pbnet: PBNet, audio: Tensor, first: Tensor, sampler: SamplerConfig, generator: torch.Generator) -> Tensor:
     """Pose and blink changes (T, 8), normalised, from audio (T, D) and the first frame's state (8,)."""
     frames = audio.shape[0]
     latent = torch.randn((frames, pbnet.config.latent_size), generator=generator).to(audio.device)
+    latent = latent * sampler.latent_temperature
     out = audio.new_empty(frames, POSE_SIZE + BLINK_SIZE)
     for start, stop, low, high in chunks(frames, pbnet.reach_frames):
         made = pbnet.decode(latent[None, low:high], first[None], audio[None, low:high])
         out[start:stop] = made[0, start - low : stop - low]
+    out[:, :POSE_SIZE] = smooth(out[:, :POSE_SIZE], sampler.pose_smoothing_frames)
     return out
 
 
@@ -103,9 +106,8 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
     shape, pose = torch.from_numpy(face.shape).to(device), torch.from_numpy(face.pose).to(device)
     ear = eye_aspect_ratio(shape)
     generator = torch.Generator().manual_seed(options.seed)
-    head = generate_head(bundle.pbnet, audio, first_state(pose, ear), generator)
-    head = shape_head(head, options)
     sampler = bundle.config.sampler
+    head = shape_head(generate_head(bundle.pbnet, audio, first_state(pose, ear), sampler, generator), options)
     expression = generate_expression(
         bundle.a2v, audio, head, bundle.motion.describe_source(shape),
         options.steps or sampler.steps,

@@ -23,7 +23,7 @@ from dawn.checkpoint import PARTS, find_preset, load_into, read_config, read_wei
 from dawn.config import PresetConfig, parse
 from dawn.errors import ConfigError, MotionError, NoFaceError, VideoError
 from dawn.generation import GenerateOptions, generate_motion
-from dawn.models.blocks import fold_batch_norm
+from dawn.models.blocks import fold_for_inference
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, pose_change, remove_pose
 from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
@@ -93,6 +93,8 @@ class Video:
             for frame in self:
                 with self.watch.stage("video"):
                     writer.write(frame)
+            with self.watch.stage("video"):
+                writer.close()
         return Path(path)
 
 
@@ -100,8 +102,8 @@ class Dawn:
     """A loaded model. Make it with ``from_pretrained`` once and call it for every video."""
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
-        bundle.eval().requires_grad_(False)
-        fold_batch_norm(bundle.lfg)
+        """bundle: as ``load_bundle`` gives it; it is changed for inference (folded) in place."""
+        fold_for_inference(bundle.lfg)
         self.bundle = bundle.to(device)
         self.bundle.lfg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
@@ -112,13 +114,7 @@ class Dawn:
 
         Raises ConfigError (unknown preset, device) or CheckpointError (weights missing, damaged or foreign).
         """
-        folder = find_preset(preset)
-        config = read_config(folder / "config.json", PresetConfig)
-        bundle = Bundle(config)
-        for part in PARTS:
-            path = folder / f"{part}.safetensors"
-            load_into(getattr(bundle, part), read_weights(path, config.sha256.get(part)), str(path))
-        return cls(bundle, pick_device(device))
+        return cls(load_bundle(preset), pick_device(device))
 
     @property
     def config(self) -> PresetConfig:
@@ -214,7 +210,7 @@ class Dawn:
 
     @torch.inference_mode()
     def _encode(self, face: Face) -> Any:
-        image = torch.from_numpy(face.crop).to(self.device).permute(2, 0, 1)[None].float() / 255
+        image = torch.from_numpy(face.crop.copy()).to(self.device).permute(2, 0, 1)[None].float() / 255
         image = image.contiguous(memory_format=torch.channels_last)
         return self.bundle.lfg.encode(image, torch.from_numpy(face.landmarks).to(self.device)[None])
 
@@ -256,6 +252,17 @@ class Dawn:
         self._check_space(motion)
         index = np.minimum(np.arange(frames), len(motion) - 1)
         return Motion(motion.pose[index], motion.blink[index], motion.expression[index], motion.space, motion.info)
+
+
+def load_bundle(preset: PathLike) -> Bundle:
+    """All networks of a preset on the CPU, as trained, frozen. Raises ConfigError, CheckpointError."""
+    folder = find_preset(preset)
+    config = read_config(folder / "config.json", PresetConfig)
+    bundle = Bundle(config)
+    for part in PARTS:
+        path = folder / f"{part}.safetensors"
+        load_into(getattr(bundle, part), read_weights(path, config.sha256.get(part)), str(path))
+    return bundle.eval().requires_grad_(False)
 
 
 def pick_device(name: str) -> torch.device:

@@ -85,8 +85,42 @@ class Hourglass(nn.Module):
         return h
 
 
-def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Fold batch norms that follow a convolution into it, in place, for inference: the same answer, less memory traffic."""
+class FoldedUpBlock(nn.Module):
+    """An ``UpBlock`` for inference: four 2x2 convolutions at the low resolution, interleaved, equal one 3x3 convolution of
+    the doubled picture (each doubled pixel sees only 2x2 different ones) at 4/9 of its cost."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """conv: the block's 3x3 convolution with its batch norm folded in."""
+        super().__init__()
+        k = conv.weight.detach()
+        # Even output rows see (above, own + own), odd ones (own + own, below); the same for columns.
+        rows = (torch.stack((k[:, :, 0], k[:, :, 1] + k[:, :, 2]), 2), torch.stack((k[:, :, 0] + k[:, :, 1], k[:, :, 2]), 2))
+        phases = []
+        for r in rows:
+            phases.append(torch.stack((r[..., 0], r[..., 1] + r[..., 2]), -1))
+            phases.append(torch.stack((r[..., 0] + r[..., 1], r[..., 2]), -1))
+        assert conv.bias is not None
+        self.out_channels = conv.out_channels
+        self.conv = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 2, padding=1)
+        self.conv.weight = nn.Parameter(torch.cat(phases), requires_grad=False)
+        self.conv.bias = nn.Parameter(conv.bias.detach().repeat(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, 2H, 2W)."""
+        batch, _, height, width = x.shape
+        y = F.relu(self.conv(x))
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        out = torch.empty((batch, self.out_channels, 2 * height, 2 * width), dtype=y.dtype, device=y.device,
+                          memory_format=layout)  # fmt: skip
+        for phase in range(4):
+            a, b = divmod(phase, 2)
+            part = y[:, phase * self.out_channels : (phase + 1) * self.out_channels]
+            out[:, :, a::2, b::2] = part[:, :, a : a + height, b : b + width]
+        return out
+
+
+def fold_for_inference(module: nn.Module) -> nn.Module:
+    """Fold batch norms and doublings into convolutions, in place: the same answer with less arithmetic and traffic."""
     for child in module.modules():
         if isinstance(child, SameBlock) and isinstance(child.norm, nn.BatchNorm2d):
             child.conv = fuse_conv_bn_eval(child.conv.eval(), child.norm.eval())
@@ -94,6 +128,10 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
         elif isinstance(child, ResBlock) and isinstance(child.norm2, nn.BatchNorm2d):
             child.conv1 = fuse_conv_bn_eval(child.conv1.eval(), child.norm2.eval())
             child.norm2 = nn.Identity()
+    for child in list(module.modules()):
+        for name, part in list(child.named_children()):
+            if isinstance(part, UpBlock):
+                setattr(child, name, FoldedUpBlock(part.conv))
     return module
 
 

@@ -82,6 +82,11 @@ class PixelwiseFlowPredictor(nn.Module):
         return Flow(grid, torch.sigmoid(out[:, -1:]))
 
 
+def _growth(before: Tensor, after: Tensor) -> Tensor:
+    """How much of an area (B,) is new, in [0, 1]; a few cells of softened outline are no opening."""
+    return (1.5 * (1 - before / after.clamp_min(1e-3))).clamp(0, 1) * (after / (after + 4.0))
+
+
 class LatentFlowGenerator(nn.Module):
     """The ``lite`` generator: landmark regions, pixelwise flow, multi-scale warp and blend."""
 
@@ -116,21 +121,29 @@ class LatentFlowGenerator(nn.Module):
         heat = self.region_provider.heat(driving, cells) - self.region_provider.heat(source.regions, cells)
         heat = torch.cat((torch.zeros_like(heat[:, :1]), heat), 1)
         flow = self.flow_predictor(source.image, heat, grids, torch.cat((contours, source.contours), 1))
-        occlusion = flow.occlusion * (1 - self._newly_open(contours, source.contours))
+        occlusion = flow.occlusion * (1 - self._changed_openings(contours, source.contours))
         return Flow(flow.grid, occlusion), contours
 
-    def _newly_open(self, driving: Tensor, source: Tensor) -> Tensor:
-        """Where an opening is that the source does not show, (B, 1, h, w) in [0, 1].
+    def _changed_openings(self, driving: Tensor, source: Tensor) -> Tensor:
+        """Where the source cannot be copied: openings that it does not show, lips that close over its teeth.
 
-        Left alone the occlusion map goes to 1 everywhere, and mouths are stretched instead of opened.
+        Both contours (B, G, h, w); returns (B, 1, h, w) in [0, 1]. Left alone the occlusion map goes to 1 everywhere, and
+        mouths are stretched instead of opened.
         """
+        inner, outer = 0, 1
+        eye = self.config.eye_suppression
         out = torch.zeros_like(driving[:, :1])
-        for index, strength in ((0, 1.0), (2, self.config.eye_suppression), (3, self.config.eye_suppression)):
-            area, before = driving[:, index].sum((1, 2)), source[:, index].sum((1, 2))
-            opened = (1 - before / area.clamp_min(1e-3)).clamp(0, 1)
-            # A few cells of softened outline are no opening.
-            opened = opened * (area / (area + 4.0))
-            out = torch.maximum(out, strength * opened[:, None, None, None] * driving[:, index : index + 1])
+        after, before = driving.sum((2, 3)), source.sum((2, 3))
+        for index, strength in ((inner, 1.0), (2, eye), (3, eye)):
+            share = strength * _growth(before[:, index], after[:, index])
+            out = torch.maximum(out, share[:, None, None, None] * driving[:, index : index + 1])
+        closing = self.config.closing_suppression * _growth(after[:, inner], before[:, inner])
+        out = torch.maximum(out, closing[:, None, None, None] * driving[:, outer : outer + 1])
+        # A shut eye's polygon is a line: lids are painted over the cells around it.
+        lids = (2 * F.max_pool2d(driving[:, 2:4], 5, 1, 2)).clamp_max(1)
+        for index in (2, 3):
+            closing = eye * _growth(after[:, index], before[:, index])
+            out = torch.maximum(out, closing[:, None, None, None] * lids[:, index - 2 : index - 1])
         return out
 
     def decode(self, source: Source, flow: Flow, contours: Tensor) -> Decoded:

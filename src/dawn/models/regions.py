@@ -42,6 +42,9 @@ class LandmarkRegions(nn.Module):
     min_std = 0.02
     """Smallest standard deviation of a heat map, in crop units (1.3 pixels at 128)."""
 
+    assignment: Tensor
+    weight: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         groups = list(lm.REGION_GROUPS.values())
@@ -102,33 +105,46 @@ GUIDE_CONTOURS: dict[str, tuple[int, ...]] = {
 """Contours drawn for the networks (the first one is the mouth's opening, the last two the eyes')."""
 
 
+CONTOUR_MARGIN_CELLS = 4
+"""Beyond this distance from a contour the map is zero (it would be below 0.0004)."""
+
+
 def draw_contours(points: Tensor, size: int, softness_cells: float = 0.5) -> Tensor:
     """Soft filled contours: how much of each cell lies inside the polygon.
 
     points (B, 478, 2) crop units -> (B, 4, size, size) in [0, 1]: sigmoid of the signed distance to the outline, so
-    that a shut mouth, whose polygon has no inside, leaves nearly nothing.
+    that a shut mouth, whose polygon has no inside, leaves nearly nothing. Only a window around each contour is computed.
     """
-    grid = identity_grid(size, size, points)
-    cell = 2.0 / size
-    maps = []
-    for contour in GUIDE_CONTOURS.values():
-        a = points[:, list(contour)]
-        maps.append(_inside(grid, a, cell, softness_cells))
-    return torch.stack(maps, 1)
+    maps = points.new_zeros(points.shape[0], len(GUIDE_CONTOURS), size, size)
+    cells = (points + 1) * (size / 2)  # cell i spans [i, i + 1]
+    for index, contour in enumerate(GUIDE_CONTOURS.values()):
+        polygon = cells[:, list(contour)]
+        low = (polygon.amin(1).floor().long() - CONTOUR_MARGIN_CELLS).clamp(0, size - 1)
+        high = (polygon.amax(1).ceil().long() + CONTOUR_MARGIN_CELLS).clamp(1, size)
+        width, height = (int(extent) for extent in (high - low).amax(0).clamp_min(1).tolist())
+        # One window size for the batch; at the far border it is moved back inside.
+        start = torch.minimum(low, low.new_tensor([size - width, size - height]))
+        columns = start[:, :1] + torch.arange(width, device=points.device)
+        rows = start[:, 1:] + torch.arange(height, device=points.device)
+        inside = _inside(columns + 0.5, rows + 0.5, polygon, softness_cells)
+        batch = torch.arange(points.shape[0], device=points.device)[:, None, None]
+        maps[batch, index, rows[:, :, None], columns[:, None, :]] = inside
+    return maps
 
 
-def _inside(grid: Tensor, polygon: Tensor, cell: float, softness_cells: float) -> Tensor:
-    """Soft inside test of one closed polygon (B, V, 2) on a grid (h, w, 2): (B, h, w)."""
+def _inside(x: Tensor, y: Tensor, polygon: Tensor, softness: float) -> Tensor:
+    """Soft inside test of closed polygons (B, V, 2) at columns x (B, w) and rows y (B, h), all in cells: (B, h, w)."""
     start = polygon[:, :, None, None]
     edge = polygon.roll(-1, 1)[:, :, None, None] - start
-    px, py = grid[..., 0] - start[..., 0], grid[..., 1] - start[..., 1]
+    px, py = x[:, None, None, :] - start[..., 0], y[:, None, :, None] - start[..., 1]
     ex, ey = edge[..., 0], edge[..., 1]
-    along = ((px * ex + py * ey) / (ex * ex + ey * ey).clamp_min(1e-12)).clamp(0, 1)
+    along = ((px * ex + py * ey) / (ex * ex + ey * ey).clamp_min(1e-9)).clamp(0, 1)
     squared = (px - along * ex).square() + (py - along * ey).square()
-    distance = squared.amin(1).clamp_min(1e-12).sqrt()
+    distance = squared.amin(1).clamp_min(1e-9).sqrt()
     # Even-odd rule: a horizontal ray to the right crosses an edge if the edge spans the point's height.
     spans = (py < 0) != (py < ey)
-    slope = ex / torch.where(ey.abs() < 1e-9, torch.full_like(ey, 1e-9), ey)
+    slope = ex / torch.where(ey.abs() < 1e-6, torch.full_like(ey, 1e-6), ey)
     crosses = spans & (px < py * slope)
     sign = 1 - 2 * (crosses.sum(1) % 2).to(distance.dtype)
-    return torch.sigmoid(-sign * distance / (cell * softness_cells))
+    value = torch.sigmoid(-sign * distance / softness)
+    return torch.where(sign * distance < CONTOUR_MARGIN_CELLS, value, torch.zeros_like(value))

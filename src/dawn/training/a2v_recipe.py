@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dawn import landmarks as lm
@@ -19,19 +20,22 @@ from dawn.models.motion_space import MotionSpace
 from dawn.training.loop import Recipe, TrainConfig
 from dawn.training.motion_data import MotionStore, Sequence, closed_shapes
 
+
 class A2VTrainConfig(TrainConfig):
     """Losses and sampling of A2V."""
 
-    steps: int = 3000
-    batch: int = 48
+    steps: int = Field(3000, ge=1)
+    batch: int = Field(48, ge=1)
     lr: float = 5e-4
     weight_decay: float = 0.05
-    ema_decay: float = 0.998
+    ema_decay: float = Field(0.998, ge=0, lt=1)
     window_frames: int = 30
     drop_audio: float = 0.12
     lip_weight: float = 1.0
     """Weight of the lip positions that the velocity leads to, beside the coefficients' own loss."""
     silence_share: float = 0.15
+    odd_source_share: float = 0.5
+    """Share of samples whose source face wears an expression that the clip does not have (people smile on portraits)."""
     variants: int = 4
 
 
@@ -101,14 +105,26 @@ class A2VRecipe(Recipe):
         frames = torch.arange(start, start + window).clamp_max(len(s) - 1)
         valid = torch.arange(start, start + window) < len(s)
         reference = int(torch.randint(len(s), (1,), generator=generator))
-        expression = self.motion.encode(s.shape[frames], s.shape[reference])
+        source = self._odd_source(s.shape[reference], generator)
+        expression = self.motion.encode(s.shape[frames], source)
         audio = self.data.audio(index, generator)[frames]
         if float(torch.rand(1, generator=generator)) < self.config.silence_share and s.clip.path.stem in self.closed:
-            expression, audio = self._with_silence(s, reference, expression, audio, generator)
+            expression, audio = self._with_silence(s, source, expression, audio, generator)
         head = head_condition(self.motion, s.pose[frames], s.ear[frames], s.pose[reference], s.ear[reference])
-        return expression, audio, head, self.motion.describe_source(s.shape[reference]), valid
+        return expression, audio, head, self.motion.describe_source(source), valid
 
-    def _with_silence(self, s: Sequence, reference: int, expression: Tensor, audio: Tensor,
+    def _odd_source(self, shape: Tensor, generator: torch.Generator) -> Tensor:
+        """A source shape (478, 3), sometimes with the change between two frames of some other clip added below the nose."""
+        if float(torch.rand(1, generator=generator)) >= self.config.odd_source_share:
+            return shape
+        other = self.data.sequences[int(torch.randint(len(self.data), (1,), generator=generator))]
+        i, j = torch.randint(len(other), (2,), generator=generator).tolist()
+        gain = 0.5 + 1.5 * float(torch.rand(1, generator=generator))
+        code = torch.zeros(self.motion.config.size)
+        code[self.motion.lower] = gain * self.motion.encode(other.shape[j][None], other.shape[i])[0, self.motion.lower]
+        return self.motion.shapes(code[None], shape)[0]
+
+    def _with_silence(self, s: Sequence, source: Tensor, expression: Tensor, audio: Tensor,
                       generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Silence all through, up to a moment, or from a moment on; the mouth is shut, and eased in and out."""
         window = len(audio)
@@ -118,7 +134,7 @@ class A2VRecipe(Recipe):
         silent = (time >= 0) if kind == 0 else (time >= moment if kind == 1 else time < moment)
         offset = int(torch.randint(0, len(self.data.silence) - window, (1,), generator=generator))
         audio = torch.where(silent[:, None], self.data.silence[offset : offset + window].float(), audio)
-        rest = self.motion.lower_at_rest(s.shape[reference], self.closed[s.clip.path.stem])
+        rest = self.motion.lower_at_rest(source, self.closed[s.clip.path.stem])
         # Lips close over a quarter of a second after the sound and open a little before it.
         distance = (time - moment + 1) / 6 if kind == 1 else (moment + 2 - time) / 4
         share = torch.ones(window) if kind == 0 else distance.clamp(0, 1)
@@ -132,7 +148,7 @@ class A2VRecipe(Recipe):
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         network = networks["main"]
         batch = batch.to(next(network.parameters()).device)
-        plain: A2VTransformer = getattr(network, "module", network)  # type: ignore[assignment]
+        plain: A2VTransformer = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
         point, velocity = rectified_path(batch.expression, batch.noise, batch.time)
         audio = plain.embed_audio(batch.audio)
         out = network(point, batch.time, audio, batch.head, batch.source, batch.drop, batch.valid)

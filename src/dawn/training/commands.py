@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from dawn.checkpoint import PARTS, assemble, load_into, load_part, read_config, read_weights, save_part
 from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, parse
-from dawn.errors import ConfigError
+from dawn.errors import ConfigError, OutputError
 from dawn.models.audio_encoder import WhisperAudioEncoder, WhisperConfig
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import pose_change
@@ -104,6 +104,8 @@ def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] |
 
     parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only).
     """
+    if out.exists() and not (out / "config.json").is_file():
+        raise OutputError(f"{out}: exists and is no preset, so it is not replaced; choose another folder")
     configs = {
         "lfg": read_config(parts["lfg"] / "lfg.json", LFGConfig),
         "a2v": read_config(parts["a2v"] / "a2v.json", A2VConfig),

@@ -154,7 +154,7 @@ class PairBatch:
 
 
 def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, generator: torch.Generator) -> PairBatch:
-    """Random pairs of frames of one clip, changed alike. Half of the pairs are the widest mouth change of six tries."""
+    """Random pairs of frames of one clip, changed alike; many are the widest change of mouth or eyes among six tries."""
     images, landmarks = [], []
     for clip in store.draw(count, generator):
         i, j = _pick_pair(clip, generator)
@@ -176,9 +176,11 @@ def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, gen
 
 def _pick_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
     pairs = torch.randint(len(clip), (6, 2), generator=generator)
-    if torch.rand(1, generator=generator).item() < 0.5:
+    kind = torch.rand(1, generator=generator).item()
+    if kind < 0.4:
         return int(pairs[0, 0]), int(pairs[0, 1])
-    gap = clip.landmarks[:, lm.INNER_LIP_PAIRS[1][1], 1] - clip.landmarks[:, lm.INNER_LIP_PAIRS[1][0], 1]
+    upper, lower = lm.INNER_LIP_PAIRS[1] if kind < 0.75 else lm.LEFT_EAR_POINTS[2]
+    gap = clip.landmarks[:, lower, 1] - clip.landmarks[:, upper, 1]
     best = int((gap[pairs[:, 1]] - gap[pairs[:, 0]]).abs().argmax())
     return int(pairs[best, 0]), int(pairs[best, 1])
 

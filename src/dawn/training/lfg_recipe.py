@@ -41,7 +41,7 @@ class LFGTrainConfig(TrainConfig):
     lr: float = 6e-4
     grad_clip: float = 5.0
     mouth_weight: float = 6.0
-    eye_weight: float = 3.0
+    eye_weight: float = 5.0
     painted_weight: float = 0.5
     """Share of the pixel loss on the decoder's own picture: without it occlusion goes to 1 and nothing is painted."""
     perceptual_weight: float = 0.3
@@ -98,7 +98,8 @@ class LFGRecipe(Recipe):
         return self._adversarial(networks, made, target, contours, weight, loss, parts)
 
     def _adversarial(self, networks: dict[str, nn.Module], made: Decoded, target: Tensor, contours: Tensor,
-                     weight: Tensor, loss: Tensor, parts: dict[str, Tensor]) -> list[tuple[str, Tensor, dict[str, Tensor]]]:  # fmt: skip
+                     weight: Tensor, loss: Tensor, parts: dict[str, Tensor],
+                     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:  # fmt: skip
         discriminator = networks["discriminator"]
         patch_weight = F.avg_pool2d(weight, 8)
         discriminator.requires_grad_(False)

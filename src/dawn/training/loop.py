@@ -93,11 +93,11 @@ def pick_precision(wanted: str, device: torch.device) -> Literal["no", "bf16"]:
         return "bf16" if wanted == "bf16" else "no"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    conv = nn.Conv2d(48, 48, 3, padding=1).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(48, 48, 3, padding=1)
     x = torch.randn(4, 48, 32, 32).to(memory_format=torch.channels_last)
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        net, y = conv.to(dtype), x.to(dtype)
+        net, y = conv.to(dtype=dtype), x.to(dtype=dtype)
         with torch.no_grad():
             net(y)
             start = time.perf_counter()
@@ -199,7 +199,8 @@ class _Run:
         return figures
 
 
-def train(recipe: Recipe, config: TrainConfig, out: Path, progress: Callable[[int, dict[str, float]], None] | None = None) -> int:
+def train(recipe: Recipe, config: TrainConfig, out: Path,
+          progress: Callable[[int, dict[str, float]], None] | None = None) -> int:  # fmt: skip
     """Train until ``config.steps`` or ``config.max_minutes``; returns the step reached. Run again to resume.
 
     Raises CheckpointError if the folder's state is damaged or belongs to another configuration.
@@ -209,7 +210,8 @@ def train(recipe: Recipe, config: TrainConfig, out: Path, progress: Callable[[in
     run.resume()
     for network in run.networks.values():
         network.train()
-    start, first, sums, counted = time.monotonic(), run.step, {}, 0
+    start, first, counted = time.monotonic(), run.step, 0
+    sums: dict[str, float] = {}
     try:
         while run.step < config.steps:
             figures = run.train_step()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dawn.checkpoint import save_part
@@ -25,10 +27,10 @@ BLINK_DEPTH = 0.45
 class PBNetTrainConfig(TrainConfig):
     """Losses of PBNet. KL warm-up as in the paper: none at first, then rising linearly to its weight."""
 
-    steps: int = 3000
-    batch: int = 24
+    steps: int = Field(3000, ge=1)
+    batch: int = Field(24, ge=1)
     lr: float = 5e-4
-    ema_decay: float = 0.998
+    ema_decay: float = Field(0.998, ge=0, lt=1)
     window_frames: int = 100
     velocity_weight: float = 2.0
     kl_weight: float = 0.02
@@ -101,7 +103,7 @@ class PBNetRecipe(Recipe):
         self, networks: dict[str, nn.Module], batch: HeadBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         config, network = self.config, networks["main"]
-        plain: PBNet = getattr(network, "module", network)  # type: ignore[assignment]
+        plain: PBNet = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
         batch = batch.to(next(network.parameters()).device)
         posterior = plain.encode(batch.motion, batch.first, batch.audio, batch.valid)
         latent = posterior.mean + (0.5 * posterior.log_variance).exp() * torch.randn_like(posterior.mean)
@@ -120,7 +122,8 @@ class PBNetRecipe(Recipe):
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Spread and speed of sampled motion against the long training clips' (there are no long validation clips)."""
         made, true = [], []
-        chosen = [i for i, s in enumerate(self.data.sequences) if len(s) >= self.config.long_frames][:40]
+        by_length = sorted(range(len(self.data)), key=lambda i: -len(self.data.sequences[i]))
+        chosen = by_length[:15]
         for index in chosen:
             s = self.data.sequences[index]
             frames = torch.arange(min(len(s), 250))
@@ -128,7 +131,7 @@ class PBNetRecipe(Recipe):
             generator = torch.Generator().manual_seed(index)
             latent = torch.randn((1, len(frames), self.model_config.latent_size), generator=generator)
             device = next(network.parameters()).device
-            made.append(network.decode(latent.to(device), first.to(device), audio.to(device))[0].cpu())
+            made.append(cast(PBNet, network).decode(latent.to(device), first.to(device), audio.to(device))[0].cpu())
             true.append(head_motion(s, self.motion, frames))
         return {f"{name}_{kind}": value for kind, motion in (("made", made), ("true", true))
                 for name, value in describe_heads(motion).items()}  # fmt: skip
