@@ -30,6 +30,8 @@ MAX_CONFIG_BYTES = 1 << 20
 def shipped_presets() -> list[str]:
     """Names of the presets inside the package."""
     root = files("dawn").joinpath("weights")
+    if not root.is_dir():
+        return []
     return sorted(item.name for item in root.iterdir() if item.joinpath("config.json").is_file())
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from dawn.config import SamplerConfig, Strict
 from dawn.diffusion.samplers import euler
 from dawn.models.a2v_transformer import A2VTransformer
+from dawn.models.audio_encoder import FRAME_SAMPLES
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import eye_aspect_ratio
 from dawn.models.pbnet import PBNet
@@ -24,6 +25,11 @@ from dawn.structs import BLINK_SIZE, POSE_SIZE, Face, Motion
 CHUNK_FRAMES = 1024
 EAR_UNIT = 0.1
 """Blink changes are given to the networks in tenths of an eye aspect ratio."""
+QUIET_DBFS = -50.0
+"""Sound below this level counts as silence. Recordings with more noise are left to the network."""
+QUIET_MARGIN_FRAMES = 2
+QUIET_EASE_FRAMES = 1.5
+REST_FRAMES = 60
 ANCHOR_FRAMES = 20.0
 """Generated pose starts at the portrait's own and leaves it with this time constant."""
 
@@ -72,6 +78,17 @@ def generate_head(pbnet: PBNet, audio: Tensor, first: Tensor, sampler: SamplerCo
     return out
 
 
+def quiet_share(samples: Tensor, frames: int) -> Tensor:
+    """How far each frame lies within a silence, (L,) samples -> (frames,) in [0, 1], eased over a few frames.
+
+    A frame is silent if the sound from two frames before it to two after stays below ``QUIET_DBFS``.
+    """
+    padded = torch.nn.functional.pad(samples[: frames * FRAME_SAMPLES], (0, max(0, frames * FRAME_SAMPLES - len(samples))))
+    power = padded.view(frames, FRAME_SAMPLES).square().mean(1)
+    loudest = torch.nn.functional.max_pool1d(power[None], 2 * QUIET_MARGIN_FRAMES + 1, 1, QUIET_MARGIN_FRAMES)[0]
+    return smooth((loudest < 10 ** (QUIET_DBFS / 10)).float(), QUIET_EASE_FRAMES)
+
+
 @torch.inference_mode()
 def generate_expression(a2v: A2VTransformer, audio: Tensor, head: Tensor, source: Tensor, steps: int, guidance: float,
                         temperature: float, generator: torch.Generator,
@@ -99,21 +116,28 @@ def generate_expression(a2v: A2VTransformer, audio: Tensor, head: Tensor, source
     return euler(velocity, noise[None], steps, progress)[0]
 
 
-def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: GenerateOptions,
+def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: GenerateOptions, quiet: Tensor | None = None,
                     progress: Callable[[int], None] | None = None) -> Motion:  # fmt: skip
-    """Speech features (T, D) at 25 fps → the motion of one face, reproducible from ``options.seed``."""
+    """Speech features (T, D) at 25 fps → the motion of one face, reproducible from ``options.seed``.
+
+    quiet: (T,) from ``quiet_share``: there the mouth is brought to rest, whatever the network made of it.
+    """
     device = audio.device
     shape, pose = torch.from_numpy(face.shape).to(device), torch.from_numpy(face.pose).to(device)
     ear = eye_aspect_ratio(shape)
     generator = torch.Generator().manual_seed(options.seed)
     sampler = bundle.config.sampler
+    steps = options.steps or sampler.steps
+    guidance = sampler.guidance if options.guidance is None else options.guidance
     head = shape_head(generate_head(bundle.pbnet, audio, first_state(pose, ear), sampler, generator), options)
     expression = generate_expression(
-        bundle.a2v, audio, head, bundle.motion.describe_source(shape),
-        options.steps or sampler.steps,
-        sampler.guidance if options.guidance is None else options.guidance,
-        sampler.temperature, generator, progress,
+        bundle.a2v, audio, head, bundle.motion.describe_source(shape), steps, guidance, sampler.temperature, generator,
+        progress,
     )  # fmt: skip
+    if quiet is not None and bool(quiet.any()):
+        rest = rest_expression(bundle, shape, steps, guidance)
+        lower = bundle.motion.lower
+        expression[:, lower] = torch.lerp(expression[:, lower], rest[lower].expand_as(expression[:, lower]), quiet[:, None])
     pose_change = head[:, :POSE_SIZE] * bundle.motion.pose_scale
     return Motion(
         pose=pose_change.cpu().numpy(),
@@ -121,6 +145,15 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
         expression=(expression * options.expression).cpu().numpy(),
         info={"preset": bundle.config.name, "seed": str(options.seed)},
     )
+
+
+def rest_expression(bundle: Bundle, shape: Tensor, steps: int, guidance: float) -> Tensor:
+    """What the network makes of lasting silence for this face, (K,): the mouth at rest."""
+    silence = bundle.audio.encode(torch.zeros(REST_FRAMES * FRAME_SAMPLES, device=shape.device), REST_FRAMES)
+    head = shape.new_zeros(REST_FRAMES, POSE_SIZE + BLINK_SIZE)
+    source = bundle.motion.describe_source(shape)
+    made = generate_expression(bundle.a2v, silence, head, source, steps, guidance, 0.0, torch.Generator().manual_seed(0))
+    return made[REST_FRAMES // 4 : -REST_FRAMES // 4].mean(0)
 
 
 def shape_head(head: Tensor, options: GenerateOptions) -> Tensor:

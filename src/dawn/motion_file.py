@@ -24,17 +24,23 @@ def save_motion(motion: Motion, path: Path | str) -> None:
         "info": motion.info,
         "pose_columns": list(POSE_NAMES),
         "blink_columns": list(BLINK_NAMES),
-        "pose": np.round(motion.pose.astype(float), 5).tolist(),
-        "blink": np.round(motion.blink.astype(float), 5).tolist(),
-        "expression": np.round(motion.expression.astype(float), 5).tolist(),
+        "pose": _rows(motion.pose),
+        "blink": _rows(motion.blink),
+        "expression": _rows(motion.expression),
     }
     temporary = target.with_name(f".{target.name}.part")
     try:
         temporary.write_text(json.dumps(values), encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{target}: cannot write the motion ({error.strerror}); choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rows(table: np.ndarray) -> list[list[float]]:
+    """Nine significant digits: the shortest that give every float32 back, so that a motion renders the same again."""
+    return [[float(f"{value:.9g}") for value in row] for row in table.tolist()]
 
 
 def load_motion(path: Path | str) -> Motion:

@@ -22,7 +22,7 @@ from dawn import __version__, media
 from dawn.checkpoint import PARTS, find_preset, load_into, read_config, read_weights
 from dawn.config import PresetConfig, parse
 from dawn.errors import ConfigError, MotionError, NoFaceError, VideoError
-from dawn.generation import GenerateOptions, generate_motion
+from dawn.generation import GenerateOptions, generate_motion, quiet_share
 from dawn.models.blocks import fold_for_inference
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, pose_change, remove_pose
@@ -149,11 +149,12 @@ class Dawn:
             with watch.stage("audio features"):
                 samples = torch.from_numpy(sound.samples).to(self.device)
                 features = self.bundle.audio.encode(samples, sound.frame_count)
+                quiet = quiet_share(samples, sound.frame_count)
             steps = chosen.steps or self.config.sampler.steps
             with watch.stage("motion"):
                 motion = generate_motion(
-                    self.bundle, features, prepared, chosen, lambda done: progress("motion", done, steps)
-                )
+                    self.bundle, features, prepared, chosen, quiet, lambda done: progress("motion", done, steps)
+                )  # fmt: skip
         else:
             motion = self._fit_motion(motion, sound.frame_count)
         return Video(self, prepared, motion, sound, size_px, watch, progress)

@@ -6,17 +6,18 @@ import csv
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dawn import media
-from dawn.errors import AudioError, DawnError, InputError
+from dawn.errors import AudioError, InputError, OutputError
 from dawn.preprocess.crop import crop_box, cut, to_crop_units
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import FPS, FloatArray, ImageArray, TrackedFace
@@ -97,16 +98,21 @@ def prepare_clip(path: Path | str, size_px: int, tracker: FaceTracker) -> Prepar
 
 
 def save_clip(path: Path, clip: PreparedClip, person: str, source: str) -> None:
-    """Write one prepared clip as safetensors, atomically."""
-    tensors = {
+    """Write one prepared clip as safetensors, atomically. Raises OutputError."""
+    tensors: dict[str, np.ndarray] = {
         "frames": clip.frames,
         "landmarks": clip.landmarks.astype(np.float32),
         "blendshapes": clip.blendshapes.astype(np.float16),
         "samples": (clip.samples * 32767).round().astype(np.int16),
     }
     temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
-    save_file(tensors, temporary, metadata={"person": person, "source": source, "fps": str(FPS)})
-    temporary.replace(path)
+    try:
+        save_file(tensors, temporary, metadata={"person": person, "source": source, "fps": str(FPS)})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: the clip cannot be written ({error}); free some space, then run again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 _tracker: FaceTracker | None = None
@@ -114,6 +120,9 @@ _tracker: FaceTracker | None = None
 
 def _start_worker() -> None:
     global _tracker
+    # Ctrl-C reaches every process of the terminal; the parent alone decides, and workers finish the clip in hand.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _tracker = FaceTracker()
 
 
@@ -123,7 +132,7 @@ def _prepare_one(job: tuple[str, str, str, str, int]) -> PrepareReport:
     try:
         clip = prepare_clip(video, size_px, _tracker)
         save_clip(Path(target), clip, person, source)
-    except DawnError as error:
+    except InputError as error:
         return PrepareReport(source, "dropped", reason=str(error))
     return PrepareReport(source, "kept", frames=len(clip.frames))
 
@@ -161,7 +170,10 @@ def prepare(videos: Iterable[Path], root: Path, out: Path, size_px: int, people:
 
     Videos whose output is already whole are skipped, so the same call resumes.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: the folder cannot be made ({error.strerror}); choose another") from error
     reports, jobs = [], []
     for video in videos:
         source = str(video.relative_to(root)) if video.is_relative_to(root) else video.name
@@ -172,7 +184,11 @@ def prepare(videos: Iterable[Path], root: Path, out: Path, size_px: int, people:
         else:
             jobs.append((str(video), str(target), people.get(video.stem, video.stem), source, size_px))
     with ProcessPoolExecutor(max(1, workers), initializer=_start_worker) as pool:
-        for report in pool.map(_prepare_one, jobs, chunksize=1):
-            reports.append(report)
-            yield report
+        try:
+            for report in pool.map(_prepare_one, jobs, chunksize=1):
+                reports.append(report)
+                yield report
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     (out / "report.json").write_text(json.dumps([asdict(r) for r in reports], indent=1), encoding="utf-8")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from types import TracebackType
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 from dawn.errors import CheckpointError
 from dawn.structs import LANDMARK_COUNT, ImageArray, TrackedFace
 
+WARM_UP_SIDE_PX = 64
 LANDMARKER_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 
 
@@ -20,6 +24,25 @@ def _landmarker_model() -> bytes:
     if hashlib.sha256(data).hexdigest() != LANDMARKER_SHA256:
         raise CheckpointError("assets/face_landmarker.task is damaged (its sha256 differs): reinstall the package")
     return data
+
+
+@contextmanager
+def _native_stderr_hushed() -> Iterator[None]:
+    """MediaPipe's native code writes to file descriptor 2 whatever one sets; failures come as exceptions besides."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    try:
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class FaceTracker:
@@ -40,7 +63,10 @@ class FaceTracker:
             output_face_blendshapes=True,
         )
         self._mp: Any = mp
-        self._task: Any = vision.FaceLandmarker.create_from_options(options)
+        with _native_stderr_hushed():
+            self._task: Any = vision.FaceLandmarker.create_from_options(options)
+            # The graph's threads are still starting, and writing; the first picture waits for them.
+            self.faces(np.zeros((WARM_UP_SIDE_PX, WARM_UP_SIDE_PX, 3), np.uint8))
 
     def __enter__(self) -> FaceTracker:
         return self

@@ -24,7 +24,7 @@ from dawn.training.motion_data import MotionStore, Sequence, closed_shapes
 class A2VTrainConfig(TrainConfig):
     """Losses and sampling of A2V."""
 
-    steps: int = Field(3000, ge=1)
+    steps: int = Field(1900, ge=1)
     batch: int = Field(48, ge=1)
     lr: float = 5e-4
     weight_decay: float = 0.05

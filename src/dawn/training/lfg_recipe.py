@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from dawn import landmarks as lm
@@ -38,6 +39,7 @@ from dawn.training.losses import (
 class LFGTrainConfig(TrainConfig):
     """Weights of the losses and the steps at which they enter."""
 
+    steps: int = Field(2000, ge=1)
     lr: float = 6e-4
     grad_clip: float = 5.0
     mouth_weight: float = 6.0
@@ -45,9 +47,9 @@ class LFGTrainConfig(TrainConfig):
     painted_weight: float = 0.5
     """Share of the pixel loss on the decoder's own picture: without it occlusion goes to 1 and nothing is painted."""
     perceptual_weight: float = 0.3
-    perceptual_from: int = 1500
+    perceptual_from: int = 600
     adversarial_weight: float = 0.02
-    adversarial_from: int = 3000
+    adversarial_from: int = 1050
     discriminator_lr: float = 0.5
 
 

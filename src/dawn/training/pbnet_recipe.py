@@ -27,16 +27,17 @@ BLINK_DEPTH = 0.45
 class PBNetTrainConfig(TrainConfig):
     """Losses of PBNet. KL warm-up as in the paper: none at first, then rising linearly to its weight."""
 
-    steps: int = Field(3000, ge=1)
+    steps: int = Field(1500, ge=1)
     batch: int = Field(24, ge=1)
     lr: float = 5e-4
     ema_decay: float = Field(0.998, ge=0, lt=1)
     window_frames: int = 100
-    velocity_weight: float = 2.0
-    kl_weight: float = 0.02
-    kl_from: int = 300
-    kl_full: int = 1500
-    blink_weight: float = 1.0
+    velocity_weight: float = 4.0
+    kl_weight: float = 0.2
+    """The paper's 0.01 leaves posteriors so narrow that motion sampled from N(0, I) is wild."""
+    kl_from: int = 100
+    kl_full: int = 500
+    blink_weight: float = 2.0
     long_clip_share: float = 0.6
     """Share of samples from clips of at least ``long_frames``: short ones say nothing of slow sway."""
     long_frames: int = 70

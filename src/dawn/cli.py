@@ -1,0 +1,400 @@
+"""The command line, and the only place that prints. Heavy modules are imported by the command that needs them.
+
+Exit codes: 0 done, 2 a request that cannot be met (one line that names the value and the remedy), 130 interrupted,
+1 anything unforeseen (one line; ``--debug`` shows the traceback) or a failed ``dawn doctor``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dawn import __version__
+from dawn.errors import ConfigError, DawnError, InputError, OutputError
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
+STRENGTHS = ("seed", "steps", "guidance", "pose_scale", "blink", "expression")
+"""Options handed to ``GenerateOptions`` if given; its defaults live there."""
+PACKED_PARTS = ("lfg", "a2v", "pbnet", "motion", "audio")
+DEFAULT_PRESET = "lite-128"
+DEFAULT_CLIP_SIZE_PX = 192
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of printing the usage as well."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as done:
+        return int(done.code or 0)
+    notes = _start_logging(args)
+    try:
+        with _terminated_like_ctrl_c(), warnings.catch_warnings():
+            if not args.debug:
+                warnings.simplefilter("ignore")
+            code: int = args.run(args)
+        notes.flush()
+        return code
+    except DawnError as error:
+        _complain(args, str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain(args, "interrupted; nothing unfinished was kept", "")
+        return 130
+    except Exception as error:
+        _complain(args, f"unexpected {type(error).__name__}: {error}; rerun with --debug for the traceback")
+        return 1
+    finally:
+        notes.buffer.clear()
+        logging.getLogger().removeHandler(notes)
+        notes.close()
+
+
+def _complain(args: argparse.Namespace, message: str, prefix: str = "error: ") -> None:
+    """One line on stderr; with --debug the traceback before it."""
+    if args.debug:
+        traceback.print_exc()
+    print(prefix + " ".join(message.split()), file=sys.stderr)
+
+
+def _start_logging(args: argparse.Namespace) -> logging.handlers.MemoryHandler:
+    """Warnings are held until the command has succeeded, so that a failure is one line; progress notes are not."""
+    at_once = args.debug or args.command in ("train", "pack")
+    held = logging.handlers.MemoryHandler(1 if at_once else 1000, logging.CRITICAL, logging.StreamHandler())
+    held.setLevel(logging.DEBUG if args.debug else logging.INFO if at_once else logging.WARNING)
+    held.addFilter(logging.Filter("dawn"))
+    root = logging.getLogger()
+    root.addHandler(held)
+    logging.getLogger("dawn").setLevel(held.level)
+    return held
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """A polite ``kill`` unwinds as Ctrl-C does, so that temporary files go."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --------------------------------------------------------------------------------------------------------- arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(prog="dawn", description="Talking-head video from one portrait and one speech recording.")
+    parser.add_argument("--version", action="version", version=f"dawn {__version__}")
+    parser.set_defaults(debug=False, quiet=False)
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--debug", action="store_true", help="show tracebacks and all log messages")
+    common.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, add, text in (
+        ("generate", _generate, _add_generate, "portrait + speech -> talking video"),
+        ("drive", _drive, _add_drive, "the facial motion of another video on a portrait"),
+        ("prepare", _prepare, _add_prepare, "videos -> training clips"),
+        ("train", _train, _add_train, "train one part on prepared clips; the same command resumes"),
+        ("pack", _pack, _add_pack, "trained parts -> a preset"),
+        ("evaluate", _evaluate, _add_evaluate, "measure a preset on prepared clips"),
+        ("doctor", _doctor, lambda p: None, "versions, device, presets, and whether each part works"),
+    ):
+        command = commands.add_parser(name, parents=[common], help=text, description=text)
+        command.set_defaults(run=run)
+        add(command)
+    return parser
+
+
+def _add_rendering(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
+    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512; upscaled beyond the preset's own")
+    parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("portrait", type=Path, help="picture with one face")
+    parser.add_argument("speech", type=Path, help="sound file, or video with sound")
+    _add_rendering(parser)
+    parser.add_argument("--motion-in", type=Path, metavar="M.json", help="render this motion instead of generating one")
+    parser.add_argument("--seed", type=int, help="same seed, same video (0)")
+    parser.add_argument("--steps", type=int, help="sampling steps")
+    parser.add_argument("--guidance", type=float, help="how strongly lips follow the sound; 1 is none")
+    parser.add_argument("--pose-scale", type=float, help="strength of head motion, 0 to 3 (1)")
+    parser.add_argument("--blink", type=float, help="strength of blinks, 0 to 1.5 (1)")
+    parser.add_argument("--expression", type=float, help="strength of facial motion, 0 to 2 (1)")
+    parser.add_argument("--still", action="store_true", help="keep the head still; only face and eyes move")
+    parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
+
+
+def _add_drive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("portrait", type=Path, help="picture with one face")
+    parser.add_argument("video", type=Path, help="video whose face moves the portrait; its sound is kept")
+    _add_rendering(parser)
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", type=Path, help="folder with videos, or one video")
+    parser.add_argument("out", type=Path, help="folder for the clips")
+    parser.add_argument("--size", type=int, default=DEFAULT_CLIP_SIZE_PX, help="side of the crops in px (%(default)s)")
+    parser.add_argument("--people", type=Path, metavar="CSV", help="columns file, person: who is in which video")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", choices=("lfg", "a2v", "pbnet"))
+    parser.add_argument("--data", type=Path, required=True, help="prepared clips")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
+    parser.add_argument("--validation", type=Path, help="prepared clips of other people")
+    parser.add_argument("--audio", type=Path, help="audio.safetensors of a preset (a2v and pbnet)")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="training options; model.KEY=VALUE for the network's")  # fmt: skip
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="name of the preset")
+    for part in PACKED_PARTS:
+        parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR", help=f"has {part}.safetensors")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clips", type=Path, help="prepared clips of people who were not trained on")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
+    parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures as JSON")
+
+
+def _face(text: str) -> int | str:
+    if text == "largest":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'largest'") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+
+
+def _generate(args: argparse.Namespace) -> int:
+    options: dict[str, Any] = {name: value for name in STRENGTHS if (value := getattr(args, name)) is not None}
+    from dawn.motion_file import load_motion
+
+    def make(model: Any, progress: Any) -> Any:
+        motion = load_motion(args.motion_in) if args.motion_in else None
+        return model(args.portrait, args.speech, size=args.size, face=args.face, motion=motion, still=args.still,
+                     allow_silence=args.allow_silence, progress=progress, **options)  # fmt: skip
+
+    return _render(args, make, args.portrait, args.speech)
+
+
+def _drive(args: argparse.Namespace) -> int:
+    def make(model: Any, progress: Any) -> Any:
+        return model.drive(args.portrait, args.video, size=args.size, face=args.face, progress=progress)
+
+    return _render(args, make, args.portrait, args.video)
+
+
+def _render(args: argparse.Namespace, make: Callable[[Any, Any], Any], *inputs: Path) -> int:
+    """Check the outputs, load the model, make the video, write it, say what it took."""
+    _check_output(args.output, VIDEO_SUFFIXES, *inputs)
+    if args.motion_out:
+        _check_output(args.motion_out, (".json",), *inputs)
+    start = time.perf_counter()
+    from dawn.motion_file import save_motion
+    from dawn.pipeline import Dawn
+
+    model = Dawn.from_pretrained(args.preset, args.device)
+    loaded = time.perf_counter()
+    with _progress_bar(args) as progress:
+        video = make(model, progress)
+        video.save(args.output)
+    if args.motion_out:
+        save_motion(video.motion, args.motion_out)
+    if not args.quiet:
+        _report(args.output, video, loaded - start, time.perf_counter() - loaded)
+    return 0
+
+
+def _report(path: Path, video: Any, loading_s: float, working_s: float) -> None:
+    """What was made and what it took. The rates leave the loading of the model out."""
+    from dawn.structs import FPS
+
+    frames = len(video)
+    print(f"{path}: {frames} frames, {frames / FPS:.2f} s, {video.size_px} px")
+    for stage, seconds in {"load model": loading_s, **video.watch.seconds}.items():
+        print(f"  {stage:<15} {seconds:8.2f} s")
+    print(f"  {'total':<15} {working_s:8.2f} s without loading: {frames / working_s:.1f} frames/s, "
+          f"{frames / FPS / working_s:.2f} x real time{_peak_memory()}")  # fmt: skip
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    if not 64 <= args.size <= 1024 or args.workers < 1:
+        raise ConfigError(f"--size {args.size} --workers {args.workers}: give 64 to 1024 px and at least one worker")
+    from dawn.preprocess.clips import find_videos, prepare, read_people
+
+    videos, people = find_videos(args.videos), read_people(args.people)
+    reports = []
+    with _progress_bar(args) as progress:
+        for report in prepare(videos, args.videos, args.out, args.size, people, args.workers):
+            reports.append(report)
+            progress("prepare", len(reports), len(videos))
+    dropped = [report for report in reports if report.status == "dropped"]
+    if not args.quiet:
+        for report in dropped:
+            print(f"dropped  {report.video}  {report.reason}")
+        counts = Counter(report.status for report in reports)
+        print(", ".join(f"{count} {status}" for status, count in counts.items()), f"-> {args.out}")
+    if len(dropped) == len(videos):
+        raise InputError(f"{args.videos}: none of {len(videos)} videos can be used; the first: {dropped[0].reason}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    overrides = {}
+    for pair in args.set:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set {pair!r}: write KEY=VALUE")
+        overrides[key] = value
+    commands = _training_commands()
+
+    def show(step: int, figures: dict[str, float]) -> None:
+        if not args.quiet and os.environ.get("RANK", "0") == "0":
+            print(f"step {step}  " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+
+    step = commands.run_training(args.part, args.data, args.out, args.validation, args.audio, overrides, show)
+    if not args.quiet:
+        print(f"{args.part}: step {step}, in {args.out}")
+    return 0
+
+
+def _training_commands() -> Any:
+    """``dawn.training.commands``; training has needs of its own."""
+    try:
+        from dawn.training import commands
+    except ModuleNotFoundError as error:
+        if error.name != "accelerate":
+            raise
+        raise ConfigError('the accelerate package is missing: pip install "dawn[train]"') from error
+    return commands
+
+
+def _pack(args: argparse.Namespace) -> int:
+    _training_commands().pack(args.name, {part: getattr(args, part) for part in PACKED_PARTS}, args.output)
+    if not args.quiet:
+        size_mb = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
+        print(f"{args.output}: preset {args.name}, {size_mb:.1f} MB")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    if args.json:
+        _check_output(args.json, (".json",))
+    from dawn.evaluation.report import evaluate_preset, format_report
+    from dawn.media.files import replacing
+
+    with _progress_bar(args) as progress:
+        result = evaluate_preset(args.preset, args.clips, args.sface, progress)
+    if args.json:
+        with replacing(args.json, (".json",)) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not args.quiet:
+        print(format_report(result))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dawn.doctor import examine
+
+    failed = 0
+    for check in examine():
+        failed += check.ok is False
+        if not args.quiet or check.ok is False:
+            mark = {True: "OK  ", False: "FAIL", None: "    "}[check.ok]
+            print(f"{mark}  {check.name:<22} {check.detail}", flush=True)
+    return 1 if failed else 0
+
+
+# ----------------------------------------------------------------------------------------------------------- helpers
+
+
+def _check_output(path: Path, suffixes: tuple[str, ...], *inputs: Path) -> None:
+    """Refuse an output that could not be written before the long work begins, by really creating a file beside it."""
+    from dawn.media.files import create_beside
+
+    _, temporary = create_beside(path, suffixes)
+    temporary.unlink(missing_ok=True)
+    for source in inputs:
+        with suppress(OSError, ValueError):  # what is wrong with an input is said where it is read
+            if path.samefile(source):
+                raise OutputError(f"cannot write '{path}': it is the input itself; choose another name")
+
+
+@contextmanager
+def _progress_bar(args: argparse.Namespace) -> Iterator[Any]:
+    """A callback (stage, done, total) that draws one bar a stage on a terminal, and nothing elsewhere."""
+    from tqdm import tqdm
+
+    hidden = args.quiet or not sys.stderr.isatty()
+    bars: dict[str, Any] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if hidden:
+            return
+        if stage not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[stage] = tqdm(total=total or None, desc=stage, leave=False, file=sys.stderr)
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _peak_memory() -> str:
+    """Peak memory of this process, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f", peak memory {peak / (1 << 20 if sys.platform == 'darwin' else 1 << 10):.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

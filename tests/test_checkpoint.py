@@ -1,0 +1,134 @@
+"""Weights on disk: what is saved comes back, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import TINY, random_bundle, write_preset
+from dawn.checkpoint import PARTS, file_sha256, find_preset, load_part, read_config, save_part, shipped_presets
+from dawn.config import PresetConfig
+from dawn.errors import CheckpointError, ConfigError, DawnError
+from dawn.models.bundle import Bundle
+from dawn.pipeline import Dawn
+
+
+@pytest.fixture
+def preset(tiny_preset: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_preset, tmp_path / "preset"))
+
+
+def edit_config(folder: Path, change: Callable[[dict], None]) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def resign(folder: Path, part: str) -> None:
+    """Make the checksum right again, to reach what lies behind it."""
+    edit_config(folder, lambda v: v["sha256"].update({part: file_sha256(folder / f"{part}.safetensors")}))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_part_saves_loads_and_compares(tmp_path: Path, part: str) -> None:
+    saved = getattr(random_bundle(seed=1), part)
+    save_part(tmp_path, part, saved, TINY)
+    loaded = getattr(Bundle(TINY), part)
+    pairs = zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+    load_part(tmp_path, part, loaded)
+    for (key, a), b in zip(saved.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{part}.json", f"{part}.safetensors"]
+
+
+def test_every_parameter_is_in_the_preset(tiny_preset: Path) -> None:
+    original = random_bundle().state_dict()
+    files = {part: load_file(tiny_preset / f"{part}.safetensors") for part in PARTS}
+    stored = {f"{part}.{key}": value for part, tensors in files.items() for key, value in tensors.items()}
+    assert stored.keys() == original.keys()
+    for key, value in stored.items():
+        if value.is_floating_point():
+            assert value.dtype == torch.float16
+        torch.testing.assert_close(value.to(original[key].dtype), original[key], rtol=1e-3, atol=1e-6)
+    config = read_config(tiny_preset / "config.json", PresetConfig)
+    assert config.model_copy(update={"sha256": {}}) == TINY and set(config.sha256) == set(PARTS)
+
+
+def flip_byte(folder: Path) -> None:
+    path = folder / "lfg.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "a2v.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    resign(folder, "a2v")
+
+
+def garbage(folder: Path) -> None:
+    (folder / "pbnet.safetensors").write_bytes(b"\x80\x04pickle is not welcome")
+    resign(folder, "pbnet")
+
+
+def foreign_shapes(folder: Path) -> None:
+    wider = TINY.model_copy(update={"pbnet": TINY.pbnet.model_copy(update={"width": 64})})
+    save_part(folder, "pbnet", Bundle(wider).pbnet, wider)
+    resign(folder, "pbnet")
+
+
+def foreign_keys(folder: Path) -> None:
+    save_file({"generator.first.weight": torch.zeros(3)}, folder / "lfg.safetensors")
+    resign(folder, "lfg")
+
+
+def not_finite(folder: Path) -> None:
+    tensors = load_file(folder / "motion.safetensors")
+    tensors["basis"][0, 0] = float("nan")
+    save_file(tensors, folder / "motion.safetensors")
+    resign(folder, "motion")
+
+
+DAMAGE: list[tuple[Callable[[Path], None], type[DawnError], str]] = [
+    (flip_byte, CheckpointError, r"lfg.safetensors: damaged.*sha256.*get the file again"),
+    (truncate, CheckpointError, r"a2v.safetensors: not a safetensors file.*get the file again"),
+    (garbage, CheckpointError, r"pbnet.safetensors: not a safetensors file.*get the file again"),
+    (foreign_shapes, CheckpointError, r"pbnet.safetensors: weights of another model.*is \(.*needs \(.*use weights"),
+    (foreign_keys, CheckpointError, r"lfg.safetensors: weights of another model.*missing .* more; unknown generator"),
+    (not_finite, CheckpointError, r"motion.safetensors: basis holds values that are not finite"),
+    (lambda f: (f / "audio.safetensors").unlink(), CheckpointError, r"audio.safetensors: weights are missing"),
+    (lambda f: (f / "config.json").unlink(), CheckpointError, r"no config.json in it"),
+    (lambda f: (f / "config.json").write_text("{"), CheckpointError, r"config.json: not readable as JSON"),
+    (lambda f: edit_config(f, lambda v: v.update(colour=1)), ConfigError, r"config.json: colour = 1"),
+    (lambda f: edit_config(f, lambda v: v["lfg"].update(image_size_px=65)), ConfigError, r"lfg.image_size_px = 65"),
+    (lambda f: edit_config(f, lambda v: v.update(format_version=2)), ConfigError, r"format_version = 2"),
+]
+
+
+@pytest.mark.parametrize(("damage", "kind", "message"), DAMAGE, ids=range(len(DAMAGE)))
+def test_damage_is_named(preset: Path, damage: Callable[[Path], None], kind: type[DawnError], message: str) -> None:
+    damage(preset)
+    with pytest.raises(kind, match=message) as error:
+        Dawn.from_pretrained(preset, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_preset_names_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'lite-9000'"):
+        find_preset("lite-9000")
+    monkeypatch.setattr("dawn.checkpoint.files", lambda package: tmp_path)
+    assert shipped_presets() == []
+    with pytest.raises(ConfigError, match="unknown preset"):
+        find_preset("lite-128")
+    write_preset(tmp_path / "weights" / "small")
+    assert shipped_presets() == ["small"] and find_preset("small") == tmp_path / "weights" / "small"

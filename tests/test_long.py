@@ -1,0 +1,47 @@
+"""Ten minutes of speech in the memory of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dawn
+from conftest import example_sound, write_wav
+
+SHIPPED = Path(dawn.__file__).parent / "weights" / "lite-128"
+MEASURE = """
+import resource, sys
+from dawn.cli import main
+code = main(sys.argv[1:])
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def peak_memory(portrait: Path, speech: Path, out: Path, preset: Path) -> int:
+    """Peak resident memory of one ``dawn generate`` in a process of its own."""
+    arguments = ["generate", str(portrait), str(speech), "-o", str(out), "--preset", str(preset), "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=False,
+                          env={**os.environ, "MALLOC_ARENA_MAX": "2"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split("PEAK")[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_memory_does_not_grow_with_length(tiny_preset: Path, portrait_path: Path, tmp_path: Path) -> None:
+    preset = SHIPPED if (SHIPPED / "config.json").is_file() else tiny_preset
+    samples, rate_hz = example_sound()
+    peaks = {}
+    for minutes in (1, 10):
+        sound = write_wav(tmp_path / f"{minutes}.wav", np.resize(samples, minutes * 60 * rate_hz), rate_hz)
+        out = tmp_path / f"{minutes}.mp4"
+        peaks[minutes] = peak_memory(portrait_path, sound, out, preset)
+        assert out.stat().st_size > minutes * 50_000
+        out.unlink()
+    assert peaks[10] < 1.2 * peaks[1], peaks

@@ -1,0 +1,90 @@
+"""What the shipped weights must do: lips follow speech, silence is still, eyes blink, the face stays itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dawn.generation import GenerateOptions, generate_motion
+from dawn.media import read_speech
+from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture
+from dawn.pipeline import Dawn, Video
+from dawn.preprocess.tracker import FaceTracker
+from dawn.structs import FPS, SPEECH_RATE_HZ, Face, Speech
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PAUSE = slice(round(3.25 * FPS), round(3.5 * FPS))
+"""Frames in the middle of the example's silent pause (3.03-3.63 s)."""
+
+
+@pytest.fixture(scope="module")
+def model() -> Dawn:
+    return Dawn.from_pretrained("lite-128", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def face(model: Dawn) -> Face:
+    return model.prepare(EXAMPLES / "portrait.png")
+
+
+@pytest.fixture(scope="module")
+def spoken(model: Dawn) -> Video:
+    return model(EXAMPLES / "portrait.png", EXAMPLES / "speech.wav", seed=1)
+
+
+def apertures(model: Dawn, video: Video) -> np.ndarray:
+    return lip_aperture(model.landmarks(video.face, video.motion, 0, len(video))).numpy()
+
+
+def test_speech_moves_the_lips_and_a_pause_closes_them(model: Dawn, spoken: Video) -> None:
+    opening = apertures(model, spoken)
+    assert np.percentile(opening, 95) > 0.06
+    assert opening.std() > 0.02
+    assert opening[PAUSE].mean() < 0.5 * opening.mean()
+
+
+def test_silence_gives_a_closed_still_mouth(model: Dawn, spoken: Video) -> None:
+    silence = Speech(np.zeros(4 * SPEECH_RATE_HZ, np.float32), 4.0)
+    opening = apertures(model, model(EXAMPLES / "portrait.png", silence, seed=3))
+    assert abs(opening.mean()) < 0.015
+    assert opening.std() < 0.1 * apertures(model, spoken).std()
+
+
+def test_other_words_give_other_lips(model: Dawn, spoken: Video, face: Face) -> None:
+    """The sound, and not only the seed, decides: backwards it gives different lips."""
+    speech = read_speech(EXAMPLES / "speech.wav")
+    backwards = Speech(np.ascontiguousarray(speech.samples[::-1]), speech.duration_s)
+    other = apertures(model, model(EXAMPLES / "portrait.png", backwards, seed=1))
+    again = apertures(model, model(EXAMPLES / "portrait.png", speech, seed=2))
+    base = apertures(model, spoken)
+    assert np.corrcoef(base, again)[0, 1] > 0.7
+    assert np.corrcoef(base, other)[0, 1] < 0.4
+
+
+def test_heads_sway_and_eyes_blink_at_a_natural_rate(model: Dawn, face: Face) -> None:
+    samples = np.resize(read_speech(EXAMPLES / "speech.wav").samples, 120 * SPEECH_RATE_HZ)
+    features = model.bundle.audio.encode(torch.from_numpy(samples), 120 * FPS)
+    motion = generate_motion(model.bundle, features, face, GenerateOptions(seed=5))
+    assert 0.5 < motion.pose[:, :3].std(0).mean() < 5, "degrees"
+    assert np.abs(np.diff(motion.pose[:, :3], axis=0)).mean() < 0.5, "degrees a frame"
+    shut = motion.blink.mean(1) < -0.4 * float(face.blink.mean())
+    rate = np.count_nonzero(shut[1:] & ~shut[:-1]) / 120
+    assert 0.1 < rate < 0.8, f"{rate:.2f} blinks a second"
+
+
+def test_frames_show_the_motion_that_was_asked_for(model: Dawn, spoken: Video) -> None:
+    """Lips and eyes that are tracked again on generated frames follow the driving landmarks."""
+    frames = range(0, 200, 2)
+    wanted = model.landmarks(spoken.face, spoken.motion, 0, 200)[::2]
+    with FaceTracker() as tracker:
+        found = [tracker.faces(np.kron(frame, np.ones((2, 2, 1), np.uint8))) for index, frame in
+                 zip(range(200), model.render(spoken.face, spoken.motion), strict=False) if index in frames]  # fmt: skip
+    assert all(len(faces) == 1 for faces in found)
+    seen = torch.from_numpy(np.stack([faces[0].landmarks for faces in found]))
+    r = np.corrcoef(lip_aperture(seen), lip_aperture(wanted))[0, 1]
+    assert r > 0.7, f"lips follow with r = {r:.2f}"
+    eyes = np.corrcoef(eye_aspect_ratio(seen).mean(1), eye_aspect_ratio(wanted).mean(1))[0, 1]
+    assert eyes > 0.5, f"eyes follow with r = {eyes:.2f}"
