@@ -57,6 +57,17 @@ def test_every_part_has_a_say(tiny_model: Dawn, portrait_face: Face, speech: Say
     assert np.abs(base.pose[0]).max() < 1e-6, "motion begins at the portrait's own pose"
 
 
+def test_silence_rests_the_mouth_and_nothing_else(tiny_model: Dawn, speech: Say) -> None:
+    samples = speech(60).samples.copy()
+    samples[20 * 640 : 50 * 640] = 0
+    motion = tiny_model("x.png", Speech(samples, 60 / FPS)).motion
+    lower = tiny_model.bundle.motion.lower
+    resting, speaking = motion.expression[30:40], motion.expression[:18]
+    assert np.ptp(resting[:, lower], axis=0).max() < 1e-5 < 1e-3 < np.ptp(speaking[:, lower], axis=0).max()
+    assert np.ptp(resting[:, lower.stop :], axis=0).max() > 1e-3, "the upper face lives on"
+    assert np.ptp(motion.pose[30:40], axis=0).max() > 1e-3, "the head lives on"
+
+
 @pytest.mark.parametrize("frames", [70, 64, 9])
 def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, portrait_face: Face, speech: Say,
                                 frames: int) -> None:  # fmt: skip

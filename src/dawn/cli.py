@@ -82,8 +82,7 @@ def _start_logging(args: argparse.Namespace) -> logging.handlers.MemoryHandler:
     held = logging.handlers.MemoryHandler(1 if at_once else 1000, logging.CRITICAL, logging.StreamHandler())
     held.setLevel(logging.DEBUG if args.debug else logging.INFO if at_once else logging.WARNING)
     held.addFilter(logging.Filter("dawn"))
-    root = logging.getLogger()
-    root.addHandler(held)
+    logging.getLogger().addHandler(held)
     logging.getLogger("dawn").setLevel(held.level)
     return held
 

@@ -116,6 +116,7 @@ def generate_expression(a2v: A2VTransformer, audio: Tensor, head: Tensor, source
     return euler(velocity, noise[None], steps, progress)[0]
 
 
+@torch.inference_mode()
 def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: GenerateOptions, quiet: Tensor | None = None,
                     progress: Callable[[int], None] | None = None) -> Motion:  # fmt: skip
     """Speech features (T, D) at 25 fps → the motion of one face, reproducible from ``options.seed``.

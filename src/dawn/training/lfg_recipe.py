@@ -42,13 +42,13 @@ class LFGTrainConfig(TrainConfig):
     steps: int = Field(2000, ge=1)
     lr: float = 6e-4
     grad_clip: float = 5.0
-    mouth_weight: float = 6.0
-    eye_weight: float = 5.0
+    mouth_weight: float = 15.0
+    eye_weight: float = 20.0
     painted_weight: float = 0.5
     """Share of the pixel loss on the decoder's own picture: without it occlusion goes to 1 and nothing is painted."""
-    perceptual_weight: float = 0.3
+    perceptual_weight: float = 0.5
     perceptual_from: int = 600
-    adversarial_weight: float = 0.02
+    adversarial_weight: float = 0.06
     adversarial_from: int = 1050
     discriminator_lr: float = 0.5
 
