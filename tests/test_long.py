@@ -34,7 +34,8 @@ def peak_memory(portrait: Path, speech: Path, out: Path, preset: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_memory_does_not_grow_with_length(tiny_preset: Path, portrait_path: Path, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_length(tiny_preset: Path, portrait_path: Path, tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     preset = SHIPPED if (SHIPPED / "config.json").is_file() else tiny_preset
     samples, rate_hz = example_sound()
     peaks = {}
@@ -44,4 +45,6 @@ def test_memory_does_not_grow_with_length(tiny_preset: Path, portrait_path: Path
         peaks[minutes] = peak_memory(portrait_path, sound, out, preset)
         assert out.stat().st_size > minutes * 50_000
         out.unlink()
+    with capsys.disabled():
+        sys.stdout.write(f"\npeak memory in KiB by minutes of speech: {peaks}\n")
     assert peaks[10] < 1.2 * peaks[1], peaks

@@ -35,6 +35,8 @@ class LFGConfig(Strict):
     """Side of the grid on which flow is reasoned about; it is put out at twice that."""
     eye_suppression: float = Field(0.6, ge=0, le=1)
     """How much of the occlusion map a newly opened eye takes away (a newly opened mouth takes all)."""
+    lid_flow: bool = True
+    """Let the cells around the eyes follow the lids' landmarks (``regions.lid_flow``) instead of painting lids."""
     closing_suppression: float = Field(0.8, ge=0, le=1)
     """How much of it lips take away that close a mouth which is open in the source."""
 

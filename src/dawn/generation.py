@@ -25,6 +25,10 @@ from dawn.structs import BLINK_SIZE, POSE_SIZE, Face, Motion
 CHUNK_FRAMES = 1024
 EAR_UNIT = 0.1
 """Blink changes are given to the networks in tenths of an eye aspect ratio."""
+BLINK_FROM = 0.1
+"""Falls of the eye aspect ratio beyond this are blinks."""
+BLINK_GAIN = 1.2
+SHUT_EAR = 0.0
 QUIET_DBFS = -50.0
 """Sound below this level counts as silence. Recordings with more noise are left to the network."""
 QUIET_MARGIN_FRAMES = 2
@@ -131,6 +135,7 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
     steps = options.steps or sampler.steps
     guidance = sampler.guidance if options.guidance is None else options.guidance
     head = shape_head(generate_head(bundle.pbnet, audio, first_state(pose, ear), sampler, generator), options)
+    head[:, POSE_SIZE:] = deepen_blinks(head[:, POSE_SIZE:] * EAR_UNIT, ear) / EAR_UNIT * options.blink
     expression = generate_expression(
         bundle.a2v, audio, head, bundle.motion.describe_source(shape), steps, guidance, sampler.temperature, generator,
         progress,
@@ -148,6 +153,16 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
     )
 
 
+def deepen_blinks(blink: Tensor, ear: Tensor) -> Tensor:
+    """Make blinks whole. blink (T, 2) change of the eye aspect ratio; ear (2,) the portrait's.
+
+    PBNet, a variational model, answers a blink's uncertain moment with a shallower one. Changes beyond ``BLINK_FROM``
+    are deepened, smaller ones are left alone, and no eye shuts further than shut.
+    """
+    deeper = blink * (1 + BLINK_GAIN * torch.sigmoid((-blink - BLINK_FROM) / 0.02))
+    return torch.maximum(deeper, SHUT_EAR - ear.clamp_min(SHUT_EAR))
+
+
 def rest_expression(bundle: Bundle, shape: Tensor, steps: int, guidance: float) -> Tensor:
     """What the network makes of lasting silence for this face, (K,): the mouth at rest."""
     silence = bundle.audio.encode(torch.zeros(REST_FRAMES * FRAME_SAMPLES, device=shape.device), REST_FRAMES)
@@ -158,9 +173,9 @@ def rest_expression(bundle: Bundle, shape: Tensor, steps: int, guidance: float) 
 
 
 def shape_head(head: Tensor, options: GenerateOptions) -> Tensor:
-    """Anchor the motion (T, 8) at the portrait's own pose, and apply the user's strengths."""
+    """Anchor the motion (T, 8) at the portrait's own pose, and apply the user's strength of it; blinks are left alone."""
     frames = torch.arange(len(head), device=head.device, dtype=head.dtype)
     fade = torch.exp(-frames / ANCHOR_FRAMES)[:, None]
     pose = head[:, :POSE_SIZE] - head[:1, :POSE_SIZE] * fade
     pose = pose * (0.0 if options.still else options.pose_scale)
-    return torch.cat((pose, head[:, POSE_SIZE:] * options.blink), -1)
+    return torch.cat((pose, head[:, POSE_SIZE:]), -1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dawn.config import LFGConfig
 from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, warp
-from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours
+from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours, lid_flow
 
 
 class Source(NamedTuple):
@@ -121,8 +121,14 @@ class LatentFlowGenerator(nn.Module):
         heat = self.region_provider.heat(driving, cells) - self.region_provider.heat(source.regions, cells)
         heat = torch.cat((torch.zeros_like(heat[:, :1]), heat), 1)
         flow = self.flow_predictor(source.image, heat, grids, torch.cat((contours, source.contours), 1))
+        grid = flow.grid
+        if self.config.lid_flow:
+            # At full size: lids are a pixel thick, and the coarser levels are reduced from it.
+            size = source.image.shape[-1]
+            grid = resize(grid.permute(0, 3, 1, 2), size, size).permute(0, 2, 3, 1)
+            grid = lid_flow(driving.points, source.regions.points, grid)
         occlusion = flow.occlusion * (1 - self._changed_openings(contours, source.contours))
-        return Flow(flow.grid, occlusion), contours
+        return Flow(grid, occlusion), contours
 
     def _changed_openings(self, driving: Tensor, source: Tensor) -> Tensor:
         """Where the source cannot be copied: openings that it does not show, lips that close over its teeth.
@@ -139,6 +145,8 @@ class LatentFlowGenerator(nn.Module):
             out = torch.maximum(out, share[:, None, None, None] * driving[:, index : index + 1])
         closing = self.config.closing_suppression * _growth(after[:, inner], before[:, inner])
         out = torch.maximum(out, closing[:, None, None, None] * driving[:, outer : outer + 1])
+        if self.config.lid_flow:
+            return out
         # A shut eye's polygon is a line: lids are painted over the cells around it.
         lids = (2 * F.max_pool2d(driving[:, 2:4], 5, 1, 2)).clamp_max(1)
         for index in (2, 3):

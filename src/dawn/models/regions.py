@@ -96,6 +96,50 @@ class LandmarkRegions(nn.Module):
         return (-0.5 * distance).exp()
 
 
+LID_CELL = 2 / 64
+"""Side of one cell of the grid that lids are thought on, in crop units (two pixels at 128)."""
+LID_SHARPNESS_CELLS = 0.55
+"""How far a landmark wins over its neighbours: much less than an eye's height, or upper and lower lid would cancel."""
+LID_REACH_CELLS = 1.5
+"""How far from the lids their motion holds."""
+
+
+def lid_flow(driving: Tensor, source: Tensor, grid: Tensor) -> Tensor:
+    """Let the cells around the eyes follow the lids' landmarks exactly.
+
+    Affine regions are too coarse for a lid, which is one or two cells thick. driving, source (B, 478, 2); grid
+    (B, h, w, 2) absolute flow; returns the same, near the eyes replaced by the landmarks' own displacement (normalised
+    Gaussian weights). What lies above a shut lid is taken from above the open one, so that lid skin covers the eye.
+    """
+    size = grid.shape[1]
+    out = grid.clone()
+    for contour, half in ((lm.RIGHT_EYE, 0), (lm.LEFT_EYE, 1)):
+        ring = lm.EYE_SURROUNDINGS[16 * half : 16 * half + 16]
+        points = list(contour + ring)
+        d, s = driving[:, points], source[:, points]
+        cells = (d + 1) * (size / 2)
+        low = (cells.amin(1).floor().long() - size // 16).clamp(0, size - 1)
+        high = (cells.amax(1).ceil().long() + size // 16).clamp(1, size)
+        width, height = (int(extent) for extent in (high - low).amax(0).clamp_min(1).tolist())
+        start = torch.minimum(low, low.new_tensor([size - width, size - height]))
+        columns = start[:, :1] + torch.arange(width, device=grid.device)
+        rows = start[:, 1:] + torch.arange(height, device=grid.device)
+        x, y = (columns + 0.5) * (2 / size) - 1, (rows + 0.5) * (2 / size) - 1
+        squared = (x[:, None, None] - d[..., 0, None, None]).square() + (y[:, None, :, None] - d[..., 1, None, None]).square()
+        weight = (-squared / (2 * (LID_SHARPNESS_CELLS * LID_CELL) ** 2)).softmax(1)
+        shift = torch.einsum("bnhw,bnc->bhwc", weight, s - d)
+        # Full strength at the lids, fading towards the rings around them.
+        nearest = squared[:, : len(contour)].amin(1)
+        strength = (-nearest / (2 * (LID_REACH_CELLS * LID_CELL) ** 2)).exp()
+        # Nothing is left at the window's edge, four cells away, whose place depends on the batch.
+        strength = (1.6 * strength - 0.06).clamp(0, 1).unsqueeze(-1)
+        batch = torch.arange(grid.shape[0], device=grid.device)[:, None, None]
+        window = (batch, rows[:, :, None], columns[:, None, :])
+        here = torch.stack((x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), -1)
+        out[window] = torch.lerp(grid[window], here + shift, strength)
+    return out
+
+
 GUIDE_CONTOURS: dict[str, tuple[int, ...]] = {
     "inner_lips": lm.INNER_LIPS,
     "outer_lips": lm.OUTER_LIPS,
