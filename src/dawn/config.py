@@ -106,7 +106,7 @@ class SamplerConfig(Strict):
     guidance: float = Field(1.5, ge=0, le=10)
     temperature: float = Field(0.3, ge=0, le=2)
     """Standard deviation of the starting noise: less is nearer to the mean of what fits the sound."""
-    latent_temperature: float = Field(1.22, ge=0, le=3)
+    latent_temperature: float = Field(1.18, ge=0, le=3)
     """Standard deviation of PBNet's latents, set so that blinks come at a natural rate."""
     pose_smoothing_frames: float = Field(2.0, ge=0, le=50)
     """Gaussian smoothing of generated pose: white latents leave a tremble that heads do not have."""

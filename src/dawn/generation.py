@@ -25,7 +25,7 @@ from dawn.structs import BLINK_SIZE, POSE_SIZE, Face, Motion
 CHUNK_FRAMES = 1024
 EAR_UNIT = 0.1
 """Blink changes are given to the networks in tenths of an eye aspect ratio."""
-BLINK_FROM = 0.1
+BLINK_FROM = 0.16
 """Falls of the eye aspect ratio beyond this are blinks."""
 BLINK_GAIN = 1.2
 SHUT_EAR = 0.0
