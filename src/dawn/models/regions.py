@@ -104,6 +104,19 @@ LID_REACH_CELLS = 1.5
 """How far from the lids their motion holds."""
 
 
+def _window(cells: Tensor, margin: int, size: int) -> tuple[Tensor, Tensor]:
+    """Columns (B, w) and rows (B, h) of the part of a size x size grid that holds points (B, V, 2), in cells, and a margin.
+
+    One window size serves the batch; at the far border the window is moved back inside.
+    """
+    low = (cells.amin(1).floor().long() - margin).clamp(0, size - 1)
+    high = (cells.amax(1).ceil().long() + margin).clamp(1, size)
+    width, height = (int(extent) for extent in (high - low).amax(0).clamp_min(1).tolist())
+    start = torch.minimum(low, low.new_tensor([size - width, size - height]))
+    columns = start[:, :1] + torch.arange(width, device=cells.device)
+    return columns, start[:, 1:] + torch.arange(height, device=cells.device)
+
+
 def lid_flow(driving: Tensor, source: Tensor, grid: Tensor) -> Tensor:
     """Let the cells around the eyes follow the lids' landmarks exactly.
 
@@ -118,12 +131,7 @@ def lid_flow(driving: Tensor, source: Tensor, grid: Tensor) -> Tensor:
         points = list(contour + ring)
         d, s = driving[:, points], source[:, points]
         cells = (d + 1) * (size / 2)
-        low = (cells.amin(1).floor().long() - size // 16).clamp(0, size - 1)
-        high = (cells.amax(1).ceil().long() + size // 16).clamp(1, size)
-        width, height = (int(extent) for extent in (high - low).amax(0).clamp_min(1).tolist())
-        start = torch.minimum(low, low.new_tensor([size - width, size - height]))
-        columns = start[:, :1] + torch.arange(width, device=grid.device)
-        rows = start[:, 1:] + torch.arange(height, device=grid.device)
+        columns, rows = _window(cells, size // 16, size)
         x, y = (columns + 0.5) * (2 / size) - 1, (rows + 0.5) * (2 / size) - 1
         squared = (x[:, None, None] - d[..., 0, None, None]).square() + (y[:, None, :, None] - d[..., 1, None, None]).square()
         weight = (-squared / (2 * (LID_SHARPNESS_CELLS * LID_CELL) ** 2)).softmax(1)
@@ -135,7 +143,7 @@ def lid_flow(driving: Tensor, source: Tensor, grid: Tensor) -> Tensor:
         strength = (1.6 * strength - 0.06).clamp(0, 1).unsqueeze(-1)
         batch = torch.arange(grid.shape[0], device=grid.device)[:, None, None]
         window = (batch, rows[:, :, None], columns[:, None, :])
-        here = torch.stack((x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), -1)
+        here = torch.stack((x[:, None].expand(-1, rows.shape[1], -1), y[:, :, None].expand(-1, -1, columns.shape[1])), -1)
         out[window] = torch.lerp(grid[window], here + shift, strength)
     return out
 
@@ -163,13 +171,7 @@ def draw_contours(points: Tensor, size: int, softness_cells: float = 0.5) -> Ten
     cells = (points + 1) * (size / 2)  # cell i spans [i, i + 1]
     for index, contour in enumerate(GUIDE_CONTOURS.values()):
         polygon = cells[:, list(contour)]
-        low = (polygon.amin(1).floor().long() - CONTOUR_MARGIN_CELLS).clamp(0, size - 1)
-        high = (polygon.amax(1).ceil().long() + CONTOUR_MARGIN_CELLS).clamp(1, size)
-        width, height = (int(extent) for extent in (high - low).amax(0).clamp_min(1).tolist())
-        # One window size for the batch; at the far border it is moved back inside.
-        start = torch.minimum(low, low.new_tensor([size - width, size - height]))
-        columns = start[:, :1] + torch.arange(width, device=points.device)
-        rows = start[:, 1:] + torch.arange(height, device=points.device)
+        columns, rows = _window(polygon, CONTOUR_MARGIN_CELLS, size)
         inside = _inside(columns + 0.5, rows + 0.5, polygon, softness_cells)
         batch = torch.arange(points.shape[0], device=points.device)[:, None, None]
         maps[batch, index, rows[:, :, None], columns[:, None, :]] = inside
