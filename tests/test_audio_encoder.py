@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dawn
+from dawn.config import AudioConfig, parse
 from dawn.errors import AudioError, CheckpointError, ConfigError
 from dawn.models import audio_encoder
 from dawn.models.audio_encoder import (
     FRAME_SAMPLES,
     HubertAudioEncoder,
     WhisperAudioEncoder,
-    WhisperConfig,
     WhisperEncoder,
     load_hubert,
     log_mel,
@@ -31,7 +30,8 @@ from dawn.models.audio_encoder import (
 ROOT = Path(__file__).parents[1]
 SHIPPED_WEIGHTS = Path(dawn.__file__).parent / "weights" / "lite-128" / "audio.safetensors"
 SHIPPED_FEATURES = ROOT / "tests" / "fixtures" / "whisper_tiny_1s.npz"
-SMALL = WhisperConfig(width=64, depth=2, layers_used=(2,))
+WINDOWS = {"window_s": 8.0, "overlap_s": 2.0}
+SMALL = AudioConfig(width=64, depth=2, layers_used=(2,), **WINDOWS)
 
 
 @lru_cache
@@ -49,7 +49,7 @@ def speech_like(seconds: float) -> Tensor:
     return torch.from_numpy((0.15 * voice * loudness).astype(np.float32))
 
 
-def random_encoder(config: WhisperConfig = SMALL) -> WhisperAudioEncoder:
+def random_encoder(config: AudioConfig = SMALL) -> WhisperAudioEncoder:
     """An encoder with weights drawn from one seed."""
     encoder = WhisperAudioEncoder(config)
     generator = torch.Generator().manual_seed(7)
@@ -157,7 +157,7 @@ def test_state_dict_saves_and_loads_strictly(tmp_path: Path) -> None:
 )
 def test_config_names_the_field(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
-        WhisperConfig(**changes)  # type: ignore[arg-type]
+        parse(AudioConfig, changes, "audio")
 
 
 # ---------------------------------------------------------------------------------------------------------- windows
@@ -174,7 +174,7 @@ class LocalEncoder(WhisperEncoder):
 @pytest.mark.parametrize("peak", [None, 2.0])
 @pytest.mark.parametrize("frames", [1, 199, 200, 201, 349, 350, 351, 500])
 def test_windows_put_every_vector_in_its_place(frames: int, peak: float | None) -> None:
-    config = WhisperConfig(width=192, depth=0, layers_used=(0,), peak=peak)
+    config = AudioConfig(width=192, depth=0, layers_used=(0,), peak=peak, **WINDOWS)
     encoder = WhisperAudioEncoder(config)
     encoder.encoder = LocalEncoder(192, 0)
     sound = speech_like(20.0)[: frames * FRAME_SAMPLES]
@@ -202,7 +202,7 @@ def test_more_sound_leaves_earlier_windows_alone() -> None:
 
 
 def test_windows_of_a_random_network_follow_one_pass_without_seams() -> None:
-    windowed, one_pass = random_encoder(), random_encoder(replace(SMALL, window_s=20.0))
+    windowed, one_pass = random_encoder(), random_encoder(SMALL.model_copy(update={"window_s": 20.0}))
     for encoder in (windowed, one_pass):
         # Positions restart in each window by design; here they would hide the sound from a random network.
         encoder.encoder.positions.zero_()
@@ -240,7 +240,7 @@ def test_nothing_to_encode_is_refused(samples: Tensor, frames: int) -> None:
 
 
 def test_shipped_weights_give_the_stored_features() -> None:
-    encoder = WhisperAudioEncoder(WhisperConfig(layers_used=(2, 3, 4)))
+    encoder = WhisperAudioEncoder(AudioConfig(layers_used=(2, 3, 4), **WINDOWS))
     encoder.load_state_dict(load_file(SHIPPED_WEIGHTS), strict=True)
     features = encoder.encode(speech_like(1.0), 25)
     stored = np.load(SHIPPED_FEATURES)["features"]
@@ -248,8 +248,8 @@ def test_shipped_weights_give_the_stored_features() -> None:
 
 
 def test_shipped_weights_have_no_seams() -> None:
-    config = WhisperConfig(layers_used=(3,))
-    windowed, one_pass = WhisperAudioEncoder(config), WhisperAudioEncoder(replace(config, window_s=20.0))
+    config = AudioConfig(layers_used=(3,), **WINDOWS)
+    windowed, one_pass = WhisperAudioEncoder(config), WhisperAudioEncoder(config.model_copy(update={"window_s": 20.0}))
     for encoder in (windowed, one_pass):
         encoder.load_state_dict(load_file(SHIPPED_WEIGHTS), strict=True)
     sound = speech_like(20.0)

@@ -17,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dawn.config import AudioConfig
 from dawn.errors import CheckpointError
-from dawn.models.audio_encoder import WhisperAudioEncoder, WhisperConfig
+from dawn.models.audio_encoder import WhisperAudioEncoder
 
 ROOT = Path(__file__).parents[1]
-SMALL = WhisperConfig(width=64, depth=2, layers_used=(2,))
+SMALL = AudioConfig(width=64, depth=2, layers_used=(2,))
 
 
 def random_state() -> dict[str, torch.Tensor]:

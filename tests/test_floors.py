@@ -15,7 +15,7 @@ FLOORS = (
     {"errors", "structs", "config", "landmarks"},
     {"media", "checkpoint", "motion_file", "models", "diffusion"},
     {"preprocess", "generation"},
-    {"pipeline", "evaluation", "training"},
+    {"pipeline", "evaluation", "training", "convert"},
     {"cli", "doctor", "serving"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dawn import landmarks as lm
 from dawn.errors import InputError
 from dawn.evaluation import quality as q
 from dawn.models.face_features import SFace
@@ -25,9 +26,9 @@ def face(frames: int = 1) -> np.ndarray:
     """Random points with known eyes and lips: eyes 2 apart, gaps 0.1, 0.2, 0.3, mouth 1 wide."""
     points = np.random.default_rng(1).normal(size=(478, 3))
     points[33], points[263] = (-1, 0, 0), (1, 0, 0)
-    points[list(q.OUTER_LIP)] = (0, 1, 0)
+    points[list(lm.OUTER_LIPS)] = (0, 1, 0)
     points[61], points[291] = (-0.5, 1, 0), (0.5, 1, 0)
-    for (upper, lower), gap in zip(q.INNER_LIP_PAIRS, (0.1, 0.2, 0.3), strict=True):
+    for (upper, lower), gap in zip(lm.INNER_LIP_PAIRS, (0.1, 0.2, 0.3), strict=True):
         points[upper], points[lower] = (0, 1, 0), (0, 1 + gap, 0)
     return np.repeat(points[None], frames, 0)
 

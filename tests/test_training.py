@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dawn import landmarks as lm
-from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig
+from dawn.checkpoint import save_part
+from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig
 from dawn.errors import CheckpointError, ConfigError
-from dawn.models.audio_encoder import FRAME_SAMPLES, WhisperAudioEncoder, WhisperConfig
+from dawn.models.audio_encoder import FRAME_SAMPLES, WhisperAudioEncoder
+from dawn.models.lfg import LatentFlowGenerator
 from dawn.models.motion_space import MotionSpace
 from dawn.preprocess.clips import PreparedClip, save_clip
 from dawn.preprocess.portrait import prepare_portrait
@@ -23,6 +26,7 @@ from dawn.preprocess.tracker import FaceTracker
 from dawn.training.a2v_recipe import A2VRecipe, A2VTrainConfig
 from dawn.training.commands import fit_motion_space, split_overrides
 from dawn.training.data import ClipStore, load_mean_face
+from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
 from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
 from dawn.training.loop import Recipe, TrainConfig, train
 from dawn.training.motion_data import MotionStore
@@ -33,7 +37,7 @@ SIZE_PX = 64
 FRAMES = 34
 LFG = LFGConfig(image_size_px=SIZE_PX, widths=(6, 8, 12), res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=16,
                 flow_head_width=8, flow_cells=16)  # fmt: skip
-WHISPER = WhisperConfig(width=64, depth=1, layers_used=(1,), window_s=2.0, overlap_s=1.0)
+WHISPER = AudioConfig(width=64, depth=1, layers_used=(1,), window_s=2.0, overlap_s=1.0)
 MOTION = MotionSpaceConfig()
 A2V = A2VConfig(audio_size=128, motion_size=MOTION.size, source_size=MOTION.size + 2, width=32, layers=2, heads=2,
                 window_frames=6)  # fmt: skip
@@ -41,7 +45,32 @@ PB = PBNetConfig(audio_size=128, width=32, layers=1, heads=2, latent_size=4, win
                  latent_smoothing_frames=(2.0, 4.0))  # fmt: skip
 QUICK = {"batch": 4, "warmup_steps": 1, "log_every": 1, "sheet_every": 1000, "save_every": 1000, "precision": "fp32"}
 
+PICTURES = ("lfg", "detail")
+"""Parts whose runs are looked at."""
+
 MakeRecipe = Callable[..., Recipe]
+
+
+def file_of(part: str) -> str:
+    """The painter is a part of the generator."""
+    return "lfg" if part == "detail" else part
+
+
+def test_lists_and_null_reach_the_networks() -> None:
+    _, model = split_overrides("lfg", {"model.widths": "[8, 12, 16]", "model.detail": "null"})
+    assert model.widths == (8, 12, 16) and model.detail is None
+    with pytest.raises(ConfigError, match="widths"):
+        split_overrides("lfg", {"model.widths": "[8, 12"})
+
+
+def test_the_painter_needs_a_generator(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="start"):
+        DetailRecipe(DetailTrainConfig(), LFG, clips, None)
+    with pytest.raises(ConfigError, match="detail"):
+        DetailRecipe(DetailTrainConfig(start="x"), LFG.model_copy(update={"detail": None}), clips, None)
+    save_part(tmp_path, "lfg", torch.nn.Linear(2, 2), LFG)
+    with pytest.raises(CheckpointError, match="not a generator"):
+        DetailRecipe(DetailTrainConfig(start=str(tmp_path / "lfg.safetensors")), LFG, clips, None)
 
 
 @pytest.mark.parametrize("part", ["lfg", "a2v", "pbnet"])
@@ -101,14 +130,18 @@ def recipes(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     assert isinstance(motion, MotionSpace)
     store = MotionStore(ClipStore(clips), load_mean_face(), encoder, folder / "audio", 2)
     assert (folder / "audio" / "audio_1.safetensors").is_file()
+    save_part(folder, "lfg", LatentFlowGenerator(LFG.model_copy(update={"detail": None})), LFG)
+    EXTRA["detail"]["start"] = str(folder / "lfg.safetensors")
     return {
         "lfg": (lambda config: LFGRecipe(config, LFG, clips, clips), LFGTrainConfig),
+        "detail": (lambda config: DetailRecipe(config, LFG, clips, clips), DetailTrainConfig),
         "a2v": (lambda config: A2VRecipe(config, A2V, motion, store, store), A2VTrainConfig),
         "pbnet": (lambda config: PBNetRecipe(config, PB, motion, store, store), PBNetTrainConfig),
     }
 
 
-EXTRA: dict[str, dict[str, float]] = {
+EXTRA: dict[str, dict[str, Any]] = {
+    "detail": {"adversarial_from": 10**6, "lr": 3e-3},
     "lfg": {"perceptual_weight": 0, "adversarial_from": 10**6, "lr": 3e-3},
     "a2v": {"lr": 3e-3, "window_frames": 24},
     "pbnet": {"lr": 3e-3, "window_frames": 24, "long_frames": 30},
@@ -120,7 +153,9 @@ def records(out: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("part", "figure"), [("lfg", "pixel"), ("a2v", "flow"), ("pbnet", "error")])
+@pytest.mark.parametrize(
+    ("part", "figure"), [("lfg", "pixel"), ("detail", "mouth_pixel"), ("a2v", "flow"), ("pbnet", "error")]
+)
 def test_loss_falls_on_one_batch(
     part: str, figure: str, recipes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,10 +188,10 @@ def state(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["lfg", "a2v", "pbnet"])
+@pytest.mark.parametrize("part", ["lfg", "detail", "a2v", "pbnet"])
 def test_resume_is_exact(part: str, recipes: dict, tmp_path: Path) -> None:
     make, kind = recipes[part]
-    extra = EXTRA[part] | ({"adversarial_from": 2} if part == "lfg" else {})
+    extra = EXTRA[part] | ({"adversarial_from": 2} if part in PICTURES else {})
     config = kind(steps=6, **QUICK, **extra)
     assert train(make(config), config, tmp_path / "straight") == 6
 
@@ -171,12 +206,12 @@ def test_resume_is_exact(part: str, recipes: dict, tmp_path: Path) -> None:
     assert straight.keys() == twice.keys() and len(straight) > 20
     different = [name for name in straight if not torch.equal(straight[name], twice[name])]
     assert not different
-    one, two = (load_file(tmp_path / run / f"{part}.safetensors") for run in ("straight", "twice"))
+    one, two = (load_file(tmp_path / run / f"{file_of(part)}.safetensors") for run in ("straight", "twice"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["lfg", "a2v", "pbnet"])
+@pytest.mark.parametrize("part", ["lfg", "detail", "a2v", "pbnet"])
 def test_a_run_leaves_its_files(part: str, recipes: dict, tmp_path: Path) -> None:
     make, kind = recipes[part]
     config = kind(steps=2, **QUICK | {"log_every": 2}, **EXTRA[part])
@@ -186,12 +221,13 @@ def test_a_run_leaves_its_files(part: str, recipes: dict, tmp_path: Path) -> Non
     assert figures["s_per_step"] > 0
     said = validation["validation"]
     assert isinstance(said, dict) and said and all(np.isfinite(value) for value in said.values())
-    assert (tmp_path / f"{part}.json").is_file() and (tmp_path / f"{part}.safetensors").is_file()
+    assert all((tmp_path / f"{file_of(part)}.{kind}").is_file() for kind in ("json", "safetensors"))
     sheet = tmp_path / "sheet_000002.png"
-    assert sheet.is_file() == (part == "lfg")
-    if part == "lfg":
+    assert sheet.is_file() == (part in PICTURES)
+    if part in PICTURES:
         with Image.open(sheet) as picture:
-            assert picture.size == (3 * SIZE_PX, 5 * SIZE_PX)
+            windows = 6 * 64 if part == "detail" else 0
+            assert picture.size == (3 * max(SIZE_PX, 64 if windows else 0), 5 * SIZE_PX + windows)
     with pytest.raises(CheckpointError, match="cannot resume"):
         other = kind(steps=3, **QUICK, **EXTRA[part])
         recipe = make(other)

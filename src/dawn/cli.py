@@ -171,7 +171,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("part", choices=("lfg", "a2v", "pbnet"))
+    parser.add_argument("part", choices=("lfg", "detail", "a2v", "pbnet"))
     parser.add_argument("--data", type=Path, required=True, help="prepared clips")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
     parser.add_argument("--validation", type=Path, help="prepared clips of other people")

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dawn.errors import ConfigError
+from dawn.structs import FPS
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_AUDIO_WINDOW_S = 30.0
+"""Whisper has no positions beyond this."""
 
 
 class Strict(BaseModel):
     """Frozen, refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DetailConfig(Strict):
+    """Detail painter: windows around mouth and eyes that are painted a second time (``models.detail``)."""
+
+    mouth_window_px: tuple[int, int] = (40, 32)
+    """Width and height in a picture of 128 px; multiples of 4."""
+    eye_window_px: tuple[int, int] = (24, 16)
+    mouth_width: int = 56
+    eye_width: int = 40
+    res_blocks: int = 2
 
 
 class LFGConfig(Strict):
@@ -39,6 +53,8 @@ class LFGConfig(Strict):
     """Let the cells around the eyes follow the lids' landmarks (``regions.lid_flow``) instead of painting lids."""
     closing_suppression: float = Field(0.8, ge=0, le=1)
     """How much of it lips take away that close a mouth which is open in the source."""
+    detail: DetailConfig | None = DetailConfig()
+    """Paint mouth and eyes a second time; None for the plain generator."""
 
 
 class MotionSpaceConfig(Strict):
@@ -63,11 +79,32 @@ class AudioConfig(Strict):
 
     kind: Literal["whisper"] = "whisper"
     width: int = Field(384, gt=0, multiple_of=64)
-    depth: int = Field(4, ge=1)
+    depth: int = Field(4, ge=0)
     layers_used: tuple[int, ...] = (1,)
     window_s: float = 2.0
     overlap_s: float = 1.0
     peak: float | None = 2.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> AudioConfig:
+        if not self.layers_used or any(not 0 <= n <= self.depth for n in self.layers_used):
+            raise ValueError(f"layers_used {self.layers_used}: give layers from 0 to {self.depth}")
+        for name, seconds in (("window_s", self.window_s), ("overlap_s", self.overlap_s)):
+            if abs(seconds * FPS - round(seconds * FPS)) > 1e-6:
+                raise ValueError(f"{name} {seconds}: give a multiple of one frame ({1 / FPS} s)")
+        if not 1 / FPS <= self.window_s <= MAX_AUDIO_WINDOW_S:
+            raise ValueError(f"window_s {self.window_s}: give {1 / FPS} to {MAX_AUDIO_WINDOW_S:g} s")
+        if not 0 <= self.overlap_s <= self.window_s / 2:
+            raise ValueError(f"overlap_s {self.overlap_s}: give 0 to half of window_s {self.window_s}")
+        return self
+
+    @property
+    def window_frames(self) -> int:
+        return round(self.window_s * FPS)
+
+    @property
+    def overlap_frames(self) -> int:
+        return round(self.overlap_s * FPS)
 
 
 class A2VConfig(Strict):
@@ -110,6 +147,90 @@ class SamplerConfig(Strict):
     """Standard deviation of PBNet's latents, set so that blinks come at a natural rate."""
     pose_smoothing_frames: float = Field(2.0, ge=0, le=50)
     """Gaussian smoothing of generated pose: white latents leave a tremble that heads do not have."""
+
+
+class RegionsConfig(Strict):
+    """Learned regions and background motion (paper section 3.2, after MRAA)."""
+
+    count: int = 10
+    width: int = 32
+    depth: int = 5
+    max_width: int = 1024
+    temperature: float = 0.1
+    """Of the softmax that turns a map into a heat map."""
+
+
+class PaperLFGConfig(Strict):
+    """Latent flow generator as published; flow lives on a quarter of the picture's side."""
+
+    image_size_px: int = Field(128, ge=32, le=1024, multiple_of=32)
+    regions: RegionsConfig = RegionsConfig()
+    width: int = 64
+    max_width: int = 512
+    res_blocks: int = 6
+    flow_width: int = 64
+    flow_depth: int = 5
+    flow_max_width: int = 1024
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the flow grid."""
+        return self.image_size_px // 4
+
+
+class UNetConfig(Strict):
+    """3-D U-Net of the A2V-FDM as published (paper section 3.3)."""
+
+    latent_size: int = 32
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    source_size: int = 256
+    mask_size: int = 16
+    audio_size: int = 1024
+    pose_size: int = 6
+    eye_size: int = 2
+    heads: int = 8
+    head_size: int = 32
+    cross_heads: int = 8
+    cross_head_size: int = 8
+    stem_kernel: int = 7
+    norm_groups: int = 8
+    window_frames: int = 40
+    bias_buckets: int = 32
+    bias_max_distance: int = 32
+
+
+class PublishedPBNetConfig(Strict):
+    """One of the two networks (pose, blink) that were published as PBNet (paper section 3.4), quirks included."""
+
+    outputs: int = 6
+    width: int = 64
+    inner: int = 128
+    latent_size: int = 256
+    audio_size: int = 1024
+    audio_width: int = 256
+    layers: int = 2
+    heads: int = 4
+    head_size: int = 32
+    rotary_size: int = 4
+    """Dimensions of each head that are rotated: published as the number of heads instead of the head's size."""
+    window_frames: int = 200
+    """``transformerreemb5`` 200, ``transformerreemb6`` 100."""
+    bias_buckets: int = 128
+    bias_max_distance: int = 128
+    dropout: float = 0.1
+
+
+class PaperSamplerConfig(Strict):
+    """Diffusion of the published model."""
+
+    kind: Literal["ddim", "dpm++"] = "ddim"
+    steps: int = Field(20, ge=1, le=1000)
+    eta: float = Field(1.0, ge=0, le=1)
+    guidance: float = Field(1.0, ge=0, le=10)
+    shifted_alpha: bool = True
+    """Published DDIM reads the step's alpha one entry early (``alphas_cumprod_prev``); the released weights expect it."""
+    threshold_quantile: float = Field(0.9, gt=0, le=1)
 
 
 class PresetConfig(Strict):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dawn import landmarks as lm
 from dawn.errors import InputError
 from dawn.models.face_features import SFace, align_to_arcface
 from dawn.structs import Box
@@ -26,10 +27,7 @@ SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
-OUTER_EYE_CORNERS = (33, 263)
-INNER_LIP_PAIRS = ((82, 87), (13, 14), (312, 317))
 LIP_CORNERS = (61, 291)
-OUTER_LIP = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 MOUTH_MARGIN = 0.25
 """Width added around the lips on every side, as a share of the mouth's width: the measure must see an opening that
 the landmarks missed."""
@@ -128,7 +126,7 @@ def mouth_box(landmarks: Array) -> Box:
 
     landmarks: (478, 2 or 3) in pixels. Returns pixels (not rounded; may reach outside the picture).
     """
-    lips = landmarks[list(OUTER_LIP), :2]
+    lips = landmarks[list(lm.OUTER_LIPS), :2]
     (x0, y0), (x1, y1) = lips.min(0).tolist(), lips.max(0).tolist()
     margin = MOUTH_MARGIN * (x1 - x0)
     return Box(x0 - margin, y0 - margin, x1 + margin, y1 + margin)
@@ -203,7 +201,7 @@ def _distance(landmarks: Array, first: int, second: int) -> Float64Array:
 
 def face_scale(landmarks: Array) -> Float64Array:
     """(T, 478, 2 or 3) -> (T,) distance of the outer eye corners. Raises: InputError if they coincide."""
-    scale = _distance(landmarks, *OUTER_EYE_CORNERS)
+    scale = _distance(landmarks, *lm.EYE_OUTER_CORNERS)
     if scale.min() <= 0:
         raise InputError("landmarks without extent: both eyes are at one point")
     return scale
@@ -214,7 +212,7 @@ def lip_aperture(landmarks: Array) -> Float64Array:
 
     Lengths, not differences in y: turning or tilting the head then leaves it alone (with 3-D landmarks, exactly).
     """
-    return np.mean([_distance(landmarks, *pair) for pair in INNER_LIP_PAIRS], 0) / face_scale(landmarks)
+    return np.mean([_distance(landmarks, *pair) for pair in lm.INNER_LIP_PAIRS], 0) / face_scale(landmarks)
 
 
 def lip_width(landmarks: Array) -> Float64Array:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dawn.config import AudioConfig
 from dawn.errors import AudioError, CheckpointError, ConfigError
 from dawn.structs import FPS, SPEECH_RATE_HZ
 
@@ -118,46 +118,6 @@ def log_mel(samples: Tensor, peak: float | Tensor | None = None, *, edges: bool 
 # ---------------------------------------------------------------------------------------------------------- Whisper
 
 
-@dataclass(frozen=True)
-class WhisperConfig:
-    """Size and use of the Whisper encoder; the defaults are Whisper tiny.
-
-    layers_used: hidden states that become features, concatenated; 0 is the input of the first layer, ``depth`` the
-    normalised output. window_s, overlap_s: the recording is encoded in windows that cross-fade into each other.
-    peak: see ``log_mel``; ``None`` takes the maximum of the whole recording as published.
-    Raises ConfigError for numbers that do not fit together.
-    """
-
-    width: int = 384
-    depth: int = 4
-    layers_used: tuple[int, ...] = (4,)
-    window_s: float = 8.0
-    overlap_s: float = 2.0
-    peak: float | None = SPEECH_PEAK
-
-    def __post_init__(self) -> None:
-        if self.width <= 0 or self.width % HEAD_WIDTH:
-            raise ConfigError(f"audio encoder width {self.width}: give a positive multiple of {HEAD_WIDTH}")
-        if not self.layers_used or any(not 0 <= n <= self.depth for n in self.layers_used):
-            raise ConfigError(f"audio encoder layers_used {self.layers_used}: give layers from 0 to {self.depth}")
-        for name, seconds in (("window_s", self.window_s), ("overlap_s", self.overlap_s)):
-            if abs(seconds * FPS - round(seconds * FPS)) > 1e-6:
-                raise ConfigError(f"audio encoder {name} {seconds}: give a multiple of one frame ({1 / FPS} s)")
-        longest_s = POSITIONS / (FPS * VECTORS_PER_FRAME)
-        if not 1 / FPS <= self.window_s <= longest_s:
-            raise ConfigError(f"audio encoder window_s {self.window_s}: give {1 / FPS} to {longest_s:g} s")
-        if not 0 <= self.overlap_s <= self.window_s / 2:
-            raise ConfigError(f"audio encoder overlap_s {self.overlap_s}: give 0 to half of window_s {self.window_s}")
-
-    @property
-    def window_frames(self) -> int:
-        return round(self.window_s * FPS)
-
-    @property
-    def overlap_frames(self) -> int:
-        return round(self.overlap_s * FPS)
-
-
 def sinusoids(length: int, width: int) -> Tensor:
     """(length, width) float32 position table: sines, then cosines, wavelengths geometric from 2 pi to 2 pi 10000."""
     half = width // 2
@@ -232,9 +192,9 @@ class WhisperAudioEncoder(nn.Module):
     costs little, and the work memory is that of one window.
     """
 
-    def __init__(self, config: WhisperConfig | None = None) -> None:
+    def __init__(self, config: AudioConfig | None = None) -> None:
         super().__init__()
-        self.config = config or WhisperConfig()
+        self.config = config or AudioConfig()
         self.encoder = WhisperEncoder(self.config.width, self.config.depth)
 
     @property

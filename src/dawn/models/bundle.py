@@ -6,7 +6,7 @@ from torch import nn
 
 from dawn.config import PresetConfig
 from dawn.models.a2v_transformer import A2VTransformer
-from dawn.models.audio_encoder import WhisperAudioEncoder, WhisperConfig
+from dawn.models.audio_encoder import WhisperAudioEncoder
 from dawn.models.lfg import LatentFlowGenerator
 from dawn.models.motion_space import MotionSpace
 from dawn.models.pbnet import PBNet
@@ -18,7 +18,7 @@ class Bundle(nn.Module):
     def __init__(self, config: PresetConfig) -> None:
         super().__init__()
         self.config = config
-        self.audio = WhisperAudioEncoder(WhisperConfig(**config.audio.model_dump(exclude={"kind"})))
+        self.audio = WhisperAudioEncoder(config.audio)
         self.a2v = A2VTransformer(config.a2v)
         self.lfg = LatentFlowGenerator(config.lfg)
         self.motion = MotionSpace(config.motion)

@@ -165,7 +165,7 @@ def load_sface(path: str | Path | None = None) -> SFace:
     Raises: CheckpointError if the file is missing, damaged or of another network.
     """
     path = Path(path) if path is not None else default_sface_path()
-    remedy = "run: python tools/fetch_models.py sface"
+    remedy = "make them with tools/fetch_models.py sface and tools/convert_sface.py (docs/training.md)"
     if not path.is_file():
         raise CheckpointError(f"SFace weights not found: {path}; {remedy}")
     network = SFace()

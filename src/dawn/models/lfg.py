@@ -3,7 +3,8 @@
     source ─ encode ─▶ features at 1, 1/2, 1/4 ───────────────────────┐
     driving regions ─ flow predictor ─▶ flow, occlusion ── warp, blend ┴▶ paint ─▶ blend with warped source ─▶ frame
 
-The source is encoded once; any number of frames is then decoded from it.
+The source is encoded once; any number of frames is then decoded from it. Mouth and eyes are painted a second time
+(``models.detail``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from dawn.config import LFGConfig
 from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, warp
+from dawn.models.detail import DetailPainter
 from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours, lid_flow
 
 
@@ -26,6 +28,7 @@ class Source(NamedTuple):
     features: tuple[Tensor, Tensor, Tensor]
     regions: RegionState
     contours: Tensor
+    details: tuple[Tensor, ...]
 
     def expand(self, frames: int) -> Source:
         """The same portrait for every one of ``frames`` frames (no copy). B must be 1."""
@@ -35,7 +38,8 @@ class Source(NamedTuple):
 
         a, b, c = self.features
         regions = RegionState(*(grow(x) for x in self.regions))
-        return Source(grow(self.image), (grow(a), grow(b), grow(c)), regions, grow(self.contours))
+        details = tuple(grow(x) for x in self.details)
+        return Source(grow(self.image), (grow(a), grow(b), grow(c)), regions, grow(self.contours), details)
 
 
 class Flow(NamedTuple):
@@ -46,7 +50,7 @@ class Flow(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """frame (B, 3, H, W) in [0, 1]; painted: the decoder's own picture before the last blend (a training target)."""
+    """frame (B, 3, H, W), about in [0, 1]; painted: the decoder's own picture before the last blend (a training target)."""
 
     frame: Tensor
     painted: Tensor
@@ -103,6 +107,7 @@ class LatentFlowGenerator(nn.Module):
         self.bottleneck = nn.Sequential(*(ResBlock(c) for _ in range(config.res_blocks)))
         self.up_blocks = nn.ModuleList([UpBlock(c, b), UpBlock(b + guides, a)])
         self.last = nn.Conv2d(a, 3, config.last_kernel, padding=config.last_kernel // 2)
+        self.detail = DetailPainter(config.detail, config.image_size_px) if config.detail else None
 
     def encode(self, image: Tensor, landmarks: Tensor) -> Source:
         """image (B, 3, H, W) in [0, 1]; landmarks (B, 478, 2 or 3) crop units."""
@@ -110,7 +115,8 @@ class LatentFlowGenerator(nn.Module):
         middle = self.down_blocks[0](fine)
         coarse = self.down_blocks[1](middle)
         contours = draw_contours(landmarks[..., :2], 2 * self.config.flow_cells)
-        return Source(image, (fine, middle, coarse), self.region_provider.state(landmarks), contours)
+        details = self.detail.look(image, landmarks) if self.detail else ()
+        return Source(image, (fine, middle, coarse), self.region_provider.state(landmarks), contours, details)
 
     def predict_flow(self, source: Source, landmarks: Tensor) -> tuple[Flow, Tensor]:
         """Driving landmarks (B, 478, 2 or 3) → flow, and the driving contours (B, G, 2h, 2w) for the decoder."""
@@ -176,10 +182,15 @@ class LatentFlowGenerator(nn.Module):
         if source.image.shape[0] != landmarks.shape[0]:
             source = source.expand(landmarks.shape[0])
         flow, contours = self.predict_flow(source, landmarks)
-        return self.decode(source, flow, contours).frame
+        return self.repaint(source, self.decode(source, flow, contours).frame, landmarks).clamp(0, 1)
+
+    def repaint(self, source: Source, frame: Tensor, landmarks: Tensor) -> Tensor:
+        """Mouth and eyes of decoded frames (B, 3, H, W) painted a second time, if the configuration says so (not clamped)."""
+        return self.detail(frame, landmarks, source.details) if self.detail else frame
 
     def forward(self, image: Tensor, source_landmarks: Tensor, driving_landmarks: Tensor) -> Decoded:
         """One source and one driving face each: the training pass."""
         source = self.encode(image, source_landmarks)
         flow, contours = self.predict_flow(source, driving_landmarks)
-        return self.decode(source, flow, contours)
+        made = self.decode(source, flow, contours)
+        return made._replace(frame=self.repaint(source, made.frame, driving_landmarks))

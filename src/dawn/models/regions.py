@@ -172,13 +172,13 @@ def draw_contours(points: Tensor, size: int, softness_cells: float = 0.5) -> Ten
     for index, contour in enumerate(GUIDE_CONTOURS.values()):
         polygon = cells[:, list(contour)]
         columns, rows = _window(polygon, CONTOUR_MARGIN_CELLS, size)
-        inside = _inside(columns + 0.5, rows + 0.5, polygon, softness_cells)
+        inside = inside_polygon(columns + 0.5, rows + 0.5, polygon, softness_cells)
         batch = torch.arange(points.shape[0], device=points.device)[:, None, None]
         maps[batch, index, rows[:, :, None], columns[:, None, :]] = inside
     return maps
 
 
-def _inside(x: Tensor, y: Tensor, polygon: Tensor, softness: float) -> Tensor:
+def inside_polygon(x: Tensor, y: Tensor, polygon: Tensor, softness: float) -> Tensor:
     """Soft inside test of closed polygons (B, V, 2) at columns x (B, w) and rows y (B, h), all in cells: (B, h, w)."""
     start = polygon[:, :, None, None]
     edge = polygon.roll(-1, 1)[:, :, None, None] - start

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,9 @@ def prepare(videos: Iterable[Path], root: Path, out: Path, size_px: int, people:
             yield reports[-1]
         else:
             jobs.append((str(video), str(target), people.get(video.stem, video.stem), source, size_px))
-    with ProcessPoolExecutor(max(1, workers), initializer=_start_worker) as pool:
+    # Forking a program whose libraries run threads can hang: workers start afresh.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max(1, workers), context, initializer=_start_worker) as pool:
         try:
             for report in pool.map(_prepare_one, jobs, chunksize=1):
                 reports.append(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from pydantic import BaseModel
 from dawn.checkpoint import PARTS, assemble, load_into, load_part, read_config, read_weights, save_part
 from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, parse
 from dawn.errors import ConfigError, OutputError
-from dawn.models.audio_encoder import WhisperAudioEncoder, WhisperConfig
+from dawn.models.audio_encoder import WhisperAudioEncoder
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import pose_change
 from dawn.models.motion_space import MotionSpace
 from dawn.training.a2v_recipe import A2VRecipe, A2VTrainConfig
 from dawn.training.data import ClipStore, load_mean_face
+from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
 from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
 from dawn.training.loop import TrainConfig, train
 from dawn.training.motion_data import MotionStore, sequence_of
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 TRAINABLE: dict[str, tuple[type[TrainConfig], type[BaseModel]]] = {
     "lfg": (LFGTrainConfig, LFGConfig),
+    "detail": (DetailTrainConfig, LFGConfig),
     "a2v": (A2VTrainConfig, A2VConfig),
     "pbnet": (PBNetTrainConfig, PBNetConfig),
 }
@@ -41,14 +44,25 @@ def split_overrides(part: str, overrides: dict[str, str]) -> tuple[TrainConfig, 
     Raises ConfigError for a key that neither has, or a value that does not fit.
     """
     train_kind, model_kind = TRAINABLE[part]
-    for_model = {key.removeprefix("model."): value for key, value in overrides.items() if key.startswith("model.")}
-    for_train = {key: value for key, value in overrides.items() if not key.startswith("model.")}
+    values = {key: _value(text) for key, text in overrides.items()}
+    for_model = {key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")}
+    for_train = {key: value for key, value in values.items() if not key.startswith("model.")}
     return parse(train_kind, for_train, "--set"), parse(model_kind, for_model, "--set model")
+
+
+def _value(text: str) -> Any:
+    """Lists, objects and null are read as JSON; all else stays text, which the configuration's types then read."""
+    if text == "null" or text.startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return text
 
 
 def run_training(part: str, data: Path, out: Path, validation: Path | None = None, audio: Path | None = None,
                  overrides: dict[str, str] | None = None, report: Report | None = None) -> int:  # fmt: skip
-    """Train one part (``lfg``, ``a2v`` or ``pbnet``) on prepared clips; returns the step reached. Run again to resume.
+    """Train one part (one of ``TRAINABLE``) on prepared clips; returns the step reached. Run again to resume.
 
     audio: weights of the audio encoder (``audio.safetensors`` of a preset), needed for a2v and pbnet.
     Raises ConfigError, InputError (no clips), CheckpointError.
@@ -56,8 +70,9 @@ def run_training(part: str, data: Path, out: Path, validation: Path | None = Non
     if part not in TRAINABLE:
         raise ConfigError(f"unknown part {part!r}: train one of {', '.join(TRAINABLE)}")
     config, model = split_overrides(part, overrides or {})
-    if part == "lfg":
-        return train(LFGRecipe(config, model, data, validation), config, out, report)  # type: ignore[arg-type]
+    if part in ("lfg", "detail"):
+        recipe = LFGRecipe if part == "lfg" else DetailRecipe
+        return train(recipe(config, model, data, validation), config, out, report)  # type: ignore[arg-type]
     if audio is None:
         raise ConfigError(f"training {part} needs the audio encoder: give --audio PRESET/audio.safetensors")
     encoder = load_audio_encoder(audio)
@@ -76,7 +91,7 @@ def run_training(part: str, data: Path, out: Path, validation: Path | None = Non
 
 def load_audio_encoder(path: Path) -> WhisperAudioEncoder:
     """The frozen speech encoder. Raises CheckpointError."""
-    encoder = WhisperAudioEncoder(WhisperConfig(**AudioConfig().model_dump(exclude={"kind"})))
+    encoder = WhisperAudioEncoder(AudioConfig())
     load_into(encoder, read_weights(path), str(path))
     return encoder.eval().requires_grad_(False)
 

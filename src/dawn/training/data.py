@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -145,6 +146,10 @@ def random_colour(images: Tensor, generator: torch.Generator, strength: float = 
     return changed.clamp(1e-4, 1).pow(gamma)
 
 
+PickPair = Callable[[Clip, torch.Generator], tuple[int, int]]
+"""Chooses the (source, driving) frames of a clip."""
+
+
 @dataclass
 class PairBatch:
     """images (B, 2, 3, R, R): source and driving; landmarks (B, 2, 478, 3)."""
@@ -153,11 +158,13 @@ class PairBatch:
     landmarks: Tensor
 
 
-def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, generator: torch.Generator) -> PairBatch:
-    """Random pairs of frames of one clip, changed alike; many are the widest change of mouth or eyes among six tries."""
+def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, generator: torch.Generator,
+               pick: PickPair | None = None) -> PairBatch:  # fmt: skip
+    """Random pairs of frames of one clip, changed alike. pick: (source, driving) of a clip; ``pick_varied_pair`` if None."""
+    pick = pick or pick_varied_pair
     images, landmarks = [], []
     for clip in store.draw(count, generator):
-        i, j = _pick_pair(clip, generator)
+        i, j = pick(clip, generator)
         images.append(clip.frames([i, j]))
         landmarks.append(clip.landmarks[[i, j]])
     picture, points = torch.stack(images), torch.stack(landmarks)
@@ -174,7 +181,8 @@ def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, gen
     return PairBatch(random_colour(picture, generator), points)
 
 
-def _pick_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
+def pick_varied_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
+    """Random frames; three of five times the widest change of mouth or eyes among six tries."""
     pairs = torch.randint(len(clip), (6, 2), generator=generator)
     kind = torch.rand(1, generator=generator).item()
     if kind < 0.4:
@@ -183,6 +191,20 @@ def _pick_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
     gap = clip.landmarks[:, lower, 1] - clip.landmarks[:, upper, 1]
     best = int((gap[pairs[:, 1]] - gap[pairs[:, 0]]).abs().argmax())
     return int(pairs[best, 0]), int(pairs[best, 1])
+
+
+def pick_opening_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
+    """Mostly what a portrait has to learn: from a shut mouth to an open one, from open eyes to shut ones."""
+    frames = torch.randint(len(clip), (8,), generator=generator)
+    kind, sorted_source, sorted_driving = torch.rand(3, generator=generator).tolist()
+    if kind < 0.15:
+        return int(frames[0]), int(frames[1])
+    # Eyes are listed the other way round: their gap is largest in the source.
+    upper, lower = lm.INNER_LIP_PAIRS[1] if kind < 0.7 else reversed(lm.LEFT_EAR_POINTS[2])
+    gap = clip.landmarks[frames, lower, 1] - clip.landmarks[frames, upper, 1]
+    source = int(gap.argmin()) if sorted_source < 0.6 else 0
+    driving = int(gap.argmax()) if sorted_driving < 0.6 else 1
+    return int(frames[source]), int(frames[driving])
 
 
 def widest_mouth_pair(clip: Clip) -> tuple[int, int]:

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dawn import landmarks as lm
-from dawn.checkpoint import save_part
 from dawn.config import LFGConfig
 from dawn.models.face_features import load_sface
 from dawn.models.lfg import Decoded, LatentFlowGenerator
 from dawn.models.regions import GUIDE_CONTOURS, draw_contours
-from dawn.training.data import (
-    ClipStore,
-    PairBatch,
-    contact_sheet,
-    load_mean_face,
-    mirror_permutation,
-    pair_batch,
-    widest_mouth_pair,
-)
-from dawn.training.loop import Recipe, TrainConfig
+from dawn.training.data import PairBatch, pair_batch
+from dawn.training.loop import TrainConfig
 from dawn.training.losses import (
     FacePerceptualLoss,
     PatchDiscriminator,
@@ -34,6 +23,7 @@ from dawn.training.losses import (
     region_weight,
     weighted_l1_pyramid,
 )
+from dawn.training.pairs import PairRecipe
 
 
 class LFGTrainConfig(TrainConfig):
@@ -53,24 +43,20 @@ class LFGTrainConfig(TrainConfig):
     discriminator_lr: float = 0.5
 
 
-class LFGRecipe(Recipe):
+class LFGRecipe(PairRecipe):
     """Pixel pyramid from the start, face-perceptual loss and patch adversary once the pixels have settled."""
 
-    part = "lfg"
     betas = (0.8, 0.99)
 
     def __init__(self, config: LFGTrainConfig, model: LFGConfig, data: Path, validation: Path | None) -> None:
-        self.config, self.model_config = config, model
-        self.store = ClipStore(data)
-        self.validation = ClipStore(validation) if validation else None
-        self.permutation = mirror_permutation(load_mean_face())
+        super().__init__(model, data, validation)
+        self.config = config
         torch.manual_seed(config.seed)
         generator = LatentFlowGenerator(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         discriminator = PatchDiscriminator(len(GUIDE_CONTOURS)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.networks = {"main": generator, "discriminator": discriminator}
         self.learning_rates = {"main": 1.0, "discriminator": config.discriminator_lr}
         self.perceptual = FacePerceptualLoss(load_sface()) if config.perceptual_weight else None
-        self._validation_pairs: PairBatch | None = None
 
     def batch(self, generator: torch.Generator) -> PairBatch:
         size = self.model_config.image_size_px
@@ -112,72 +98,3 @@ class LFGRecipe(Recipe):
         real, fake = discriminator(target, contours), discriminator(made.frame.detach(), contours)
         critic = discriminator_hinge(real, fake, patch_weight)
         return [("main", loss, parts), ("discriminator", critic, {"critic": critic.detach()})]
-
-    def _pairs(self) -> PairBatch | None:
-        """Each validation clip's first frame and its widest mouth change, at model size."""
-        if self.validation is not None and self._validation_pairs is None:
-            size = self.model_config.image_size_px
-            images, points = [], []
-            for clip in self.validation.clips:
-                pair = list(widest_mouth_pair(clip))
-                images.append(F.interpolate(clip.frames(pair), (size, size), mode="bilinear", antialias=True))
-                points.append(clip.landmarks[pair])
-            self._validation_pairs = PairBatch(torch.stack(images).clamp(0, 1), torch.stack(points))
-        return self._validation_pairs
-
-    def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR of whole picture and mouth box on the widest mouth changes, with the do-nothing baseline."""
-        pairs = self._pairs()
-        if pairs is None:
-            return {}
-        made = _render(network, pairs)
-        target, source = pairs.images[:, 1], pairs.images[:, 0]
-        return {
-            "psnr": _psnr(made, target),
-            "psnr_repeat": _psnr(source, target),
-            "mouth_psnr": _mouth_psnr(made, target, pairs.landmarks[:, 1]),
-            "mouth_psnr_repeat": _mouth_psnr(source, target, pairs.landmarks[:, 1]),
-        }
-
-    def sheet(self, network: nn.Module) -> np.ndarray | None:
-        pairs = self._pairs()
-        if pairs is None:
-            return None
-        pick = slice(None, None, max(1, len(pairs.images) // 10))
-        chosen = PairBatch(pairs.images[pick], pairs.landmarks[pick])
-        device = next(network.parameters()).device
-        images, points = chosen.images.to(device), chosen.landmarks.to(device)
-        out = network(images[:, 0], points[:, 0], points[:, 1])
-        occlusion = F.interpolate(out.flow.occlusion, images.shape[-2:]).expand(-1, 3, -1, -1)
-        return contact_sheet([x.cpu() for x in (images[:, 0], images[:, 1], out.frame, out.painted, occlusion)])
-
-    def export(self, network: nn.Module, folder: Path) -> None:
-        save_part(folder, self.part, network, self.model_config)
-
-
-def _render(network: nn.Module, pairs: PairBatch) -> Tensor:
-    device = next(network.parameters()).device
-    out = []
-    for images, points in zip(pairs.images.split(8), pairs.landmarks.split(8), strict=True):
-        images, points = images.to(device), points.to(device)
-        out.append(network(images[:, 0], points[:, 0], points[:, 1]).frame.cpu())
-    return torch.cat(out)
-
-
-def _psnr(a: Tensor, b: Tensor) -> float:
-    error = (a - b).square().flatten(1).mean(1)
-    return float((-10 * error.clamp_min(1e-10).log10()).mean())
-
-
-def _mouth_psnr(a: Tensor, b: Tensor, landmarks: Tensor) -> float:
-    """Mean PSNR inside the bounding box of the outer lips, grown by a quarter of its size."""
-    size = a.shape[-1]
-    lips = (landmarks[:, list(lm.OUTER_LIPS), :2] + 1) * size / 2
-    low, high = lips.amin(1), lips.amax(1)
-    margin = (high - low) / 4
-    low, high = (low - margin).floor().long().clamp(0, size - 1), (high + margin).ceil().long().clamp(1, size)
-    values = []
-    for image, target, (x0, y0), (x1, y1) in zip(a, b, low.tolist(), high.tolist(), strict=True):
-        error = (image[:, y0:y1, x0:x1] - target[:, y0:y1, x0:x1]).square().mean()
-        values.append(float(-10 * error.clamp_min(1e-10).log10()))
-    return float(np.mean(values))

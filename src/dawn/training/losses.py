@@ -45,7 +45,6 @@ class FacePerceptualLoss(nn.Module):
             true = self.network.features(self._face(target, landmarks), self.layers)
         return torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in zip(made, true, strict=True)]).mean()
 
-
     def _face(self, image: Tensor, landmarks: Tensor) -> Tensor:
         face = align_to_arcface(image, landmarks)
         return F.interpolate(face, (self.size_px, self.size_px), mode="bilinear", antialias=True)
@@ -66,6 +65,29 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, image: Tensor, contours: Tensor) -> Tensor:
         return self.layers(torch.cat((image * 2 - 1, resize(contours, image.shape[2], image.shape[3])), 1))
+
+
+class WindowDiscriminator(nn.Module):
+    """Judges a window around mouth or eye (B, C, h, w), told what it knows; gives the layers' answers, the verdict last."""
+
+    def __init__(self, in_channels: int, width: int = 48) -> None:
+        super().__init__()
+        sn = nn.utils.parametrizations.spectral_norm
+        sizes = ((in_channels, width, 4, 2), (width, 2 * width, 4, 2), (2 * width, 3 * width, 3, 1), (3 * width, 1, 3, 1))
+        self.layers = nn.ModuleList(sn(nn.Conv2d(i, o, kernel, stride, 1)) for i, o, kernel, stride in sizes)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        answers: list[Tensor] = []
+        for layer in self.layers:
+            x = layer(F.leaky_relu(answers[-1], 0.2) if answers else x * 2 - 1)
+            answers.append(x)
+        return answers
+
+
+def feature_matching(fake: list[Tensor], real: list[Tensor]) -> Tensor:
+    """Mean L1 between a discriminator's hidden answers, relative to the real ones' size."""
+    terms = [(a - b.detach()).abs().mean() / b.detach().abs().mean() for a, b in zip(fake[:-1], real[:-1], strict=True)]
+    return torch.stack(terms).mean()
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
