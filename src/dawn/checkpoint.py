@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dawn.config import Model, PresetConfig, parse
+from dawn.config import Model, PaperPresetConfig, PresetConfig, parse
 from dawn.errors import CheckpointError, ConfigError
 
 PARTS = ("audio", "a2v", "lfg", "motion", "pbnet")
+PAPER_PARTS = ("blink", "lfg", "mask", "pose", "unet")
 MAX_WEIGHT_BYTES = 4 << 30
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -50,12 +51,23 @@ def find_preset(name: str | Path) -> Path:
 
 def read_config(path: Path, kind: type[Model]) -> Model:
     """Read and validate one JSON configuration. Raises CheckpointError or ConfigError."""
+    return parse(kind, _read_json(path), str(path))
+
+
+def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, not a configuration of dawn")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); get the file again") from error
+
+
+def read_preset(folder: Path) -> PresetConfig | PaperPresetConfig:
+    """A preset's configuration, of whichever kind it is. Raises CheckpointError, ConfigError."""
+    path = folder / "config.json"
+    values = _read_json(path)
+    kind = PaperPresetConfig if isinstance(values, dict) and values.get("kind") == "paper" else PresetConfig
     return parse(kind, values, str(path))
 
 
@@ -73,8 +85,11 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); get the file again") from error
 
 
-def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Strict loading with a readable account of what does not fit. Stored fp16 becomes the network's own precision."""
+def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str, assign: bool = False) -> None:
+    """Strict loading with a readable account of what does not fit. Stored fp16 becomes the network's own precision.
+
+    assign: put the tensors in place of the network's own (made on the meta device) instead of copying their values.
+    """
     own = network.state_dict()
     missing = sorted(own.keys() - tensors.keys())
     extra = sorted(tensors.keys() - own.keys())
@@ -89,7 +104,8 @@ def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{where}: {key} holds values that are not finite; get the file again")
-    network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()}, strict=True)
+    state = {key: value.to(own[key].dtype) for key, value in tensors.items()}
+    network.load_state_dict(state, strict=True, assign=assign)
 
 
 def _some(keys: list[str]) -> str:
@@ -120,12 +136,13 @@ def load_part(folder: Path, part: str, network: nn.Module) -> None:
     load_into(network, read_weights(path), str(path))
 
 
-def assemble(preset: PresetConfig, networks: dict[str, nn.Module], folder: Path) -> None:
-    """Write a whole preset: fp16 safetensors and ``config.json`` with checksums."""
+def assemble(preset: PresetConfig | PaperPresetConfig, networks: dict[str, nn.Module], folder: Path,
+             half: bool = True) -> None:  # fmt: skip
+    """Write a whole preset: safetensors (fp16 if ``half``) and ``config.json`` with checksums."""
     folder.mkdir(parents=True, exist_ok=True)
     sums = {}
-    for part in PARTS:
-        save_part(folder, part, networks[part], preset, half=True)
+    for part in sorted(networks):
+        save_part(folder, part, networks[part], preset, half)
         (folder / f"{part}.json").unlink()
         sums[part] = file_sha256(folder / f"{part}.safetensors")
     _write_json(folder / "config.json", preset.model_copy(update={"sha256": sums}).model_dump(mode="json"))

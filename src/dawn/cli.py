@@ -20,24 +20,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dawn import __version__
+from dawn import cli_arguments as given
 from dawn.errors import ConfigError, DawnError, InputError, OutputError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
-STRENGTHS = ("seed", "steps", "guidance", "pose_scale", "blink", "expression")
+STRENGTHS = ("seed", "steps", "guidance", "pose_scale", "blink", "expression", "sampler")
 """Options handed to ``GenerateOptions`` if given; its defaults live there."""
-PACKED_PARTS = ("lfg", "a2v", "pbnet", "motion", "audio")
-DEFAULT_PRESET = "lite-128"
-DEFAULT_CLIP_SIZE_PX = 192
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of printing the usage as well."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +69,7 @@ def _complain(args: argparse.Namespace, message: str, prefix: str = "error: ") -
 
 def _start_logging(args: argparse.Namespace) -> logging.handlers.MemoryHandler:
     """Warnings are held until the command has succeeded, so that a failure is one line; progress notes are not."""
-    at_once = args.debug or args.command in ("train", "pack")
+    at_once = args.debug or args.command in ("train", "pack", "convert")
     held = logging.handlers.MemoryHandler(1 if at_once else 1000, logging.CRITICAL, logging.StreamHandler())
     held.setLevel(logging.DEBUG if args.debug else logging.INFO if at_once else logging.WARNING)
     held.addFilter(logging.Filter("dawn"))
@@ -105,102 +96,29 @@ def _terminated_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-# --------------------------------------------------------------------------------------------------------- arguments
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = Parser(prog="dawn", description="Talking-head video from one portrait and one speech recording.")
+    parser = given.Parser(prog="dawn", description="Talking-head video from one portrait and one speech recording.")
     parser.add_argument("--version", action="version", version=f"dawn {__version__}")
     parser.set_defaults(debug=False, quiet=False)
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = given.Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show tracebacks and all log messages")
     common.add_argument("--quiet", action="store_true", help="print nothing but errors")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, run, add, text in (
-        ("generate", _generate, _add_generate, "portrait + speech -> talking video"),
-        ("drive", _drive, _add_drive, "the facial motion of another video on a portrait"),
-        ("prepare", _prepare, _add_prepare, "videos -> training clips"),
-        ("train", _train, _add_train, "train one part on prepared clips; the same command resumes"),
-        ("pack", _pack, _add_pack, "trained parts -> a preset"),
-        ("evaluate", _evaluate, _add_evaluate, "measure a preset on prepared clips"),
+        ("generate", _generate, given.add_generate, "portrait + speech -> talking video"),
+        ("drive", _drive, given.add_drive, "the facial motion of another video on a portrait"),
+        ("prepare", _prepare, given.add_prepare, "videos -> training clips"),
+        ("train", _train, given.add_train, "train one part on prepared clips; the same command resumes"),
+        ("pack", _pack, given.add_pack, "trained parts -> a preset"),
+        ("convert", _convert, given.add_convert, "the authors' published files -> a preset"),
+        ("evaluate", _evaluate, given.add_evaluate, "measure a preset on prepared clips"),
         ("doctor", _doctor, lambda p: None, "versions, device, presets, and whether each part works"),
     ):
         command = commands.add_parser(name, parents=[common], help=text, description=text)
         command.set_defaults(run=run)
         add(command)
     return parser
-
-
-def _add_rendering(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
-    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512; upscaled beyond the preset's own")
-    parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
-    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
-    parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
-
-
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("portrait", type=Path, help="picture with one face")
-    parser.add_argument("speech", type=Path, help="sound file, or video with sound")
-    _add_rendering(parser)
-    parser.add_argument("--motion-in", type=Path, metavar="M.json", help="render this motion instead of generating one")
-    parser.add_argument("--seed", type=int, help="same seed, same video (0)")
-    parser.add_argument("--steps", type=int, help="sampling steps")
-    parser.add_argument("--guidance", type=float, help="how strongly lips follow the sound; 1 is none")
-    parser.add_argument("--pose-scale", type=float, help="strength of head motion, 0 to 3 (1)")
-    parser.add_argument("--blink", type=float, help="strength of blinks, 0 to 1.5 (1)")
-    parser.add_argument("--expression", type=float, help="strength of facial motion, 0 to 2 (1)")
-    parser.add_argument("--still", action="store_true", help="keep the head still; only face and eyes move")
-    parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
-
-
-def _add_drive(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("portrait", type=Path, help="picture with one face")
-    parser.add_argument("video", type=Path, help="video whose face moves the portrait; its sound is kept")
-    _add_rendering(parser)
-
-
-def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("videos", type=Path, help="folder with videos, or one video")
-    parser.add_argument("out", type=Path, help="folder for the clips")
-    parser.add_argument("--size", type=int, default=DEFAULT_CLIP_SIZE_PX, help="side of the crops in px (%(default)s)")
-    parser.add_argument("--people", type=Path, metavar="CSV", help="columns file, person: who is in which video")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("part", choices=("lfg", "detail", "a2v", "pbnet"))
-    parser.add_argument("--data", type=Path, required=True, help="prepared clips")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
-    parser.add_argument("--validation", type=Path, help="prepared clips of other people")
-    parser.add_argument("--audio", type=Path, help="audio.safetensors of a preset (a2v and pbnet)")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="training options; model.KEY=VALUE for the network's")  # fmt: skip
-
-
-def _add_pack(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="name of the preset")
-    for part in PACKED_PARTS:
-        parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR", help=f"has {part}.safetensors")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("clips", type=Path, help="prepared clips of people who were not trained on")
-    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
-    parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")
-    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures as JSON")
-
-
-def _face(text: str) -> int | str:
-    if text == "largest":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'largest'") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- commands
@@ -311,10 +229,20 @@ def _training_commands() -> Any:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    _training_commands().pack(args.name, {part: getattr(args, part) for part in PACKED_PARTS}, args.output)
+    _training_commands().pack(args.name, {part: getattr(args, part) for part in given.PACKED_PARTS}, args.output)
     if not args.quiet:
         size_mb = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
         print(f"{args.output}: preset {args.name}, {size_mb:.1f} MB")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from dawn.convert.official import convert
+
+    config = convert(args.folder, args.output, args.size, args.name)
+    if not args.quiet:
+        size_mb = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
+        print(f"{args.output}: preset {config.name}, {size_mb:.1f} MB")
     return 0
 
 

@@ -248,6 +248,23 @@ class PresetConfig(Strict):
     """Checksums of the weight files."""
 
 
+class PaperPresetConfig(Strict):
+    """All that defines a converted preset of the published model."""
+
+    name: str
+    kind: Literal["paper"] = "paper"
+    format_version: Literal[1] = 1
+    lfg: PaperLFGConfig = PaperLFGConfig()
+    unet: UNetConfig = UNetConfig()
+    pose: PublishedPBNetConfig = PublishedPBNetConfig()
+    blink: PublishedPBNetConfig = PublishedPBNetConfig(outputs=2, width=32, inner=64)
+    hubert: str = "facebook/hubert-large-ls960-ft"
+    """Folder or hub name of the speech encoder, which is not converted."""
+    sampler: PaperSamplerConfig = PaperSamplerConfig()
+    sha256: dict[str, str] = Field(default_factory=dict)
+    """Checksums of the weight files."""
+
+
 def parse(kind: type[Model], values: object, where: str) -> Model:
     """Validate values; raises ConfigError with one line that names the first wrong key."""
     try:

@@ -7,6 +7,7 @@ memory does not grow with length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from dawn.config import SamplerConfig, Strict
 from dawn.diffusion.samplers import euler
+from dawn.errors import ConfigError, MotionError
 from dawn.models.a2v_transformer import A2VTransformer
 from dawn.models.audio_encoder import FRAME_SAMPLES
+from dawn.models.blocks import fold_for_inference
 from dawn.models.bundle import Bundle
-from dawn.models.face_geometry import eye_aspect_ratio
+from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, pose_change, remove_pose
+from dawn.models.lfg import Source
 from dawn.models.pbnet import PBNet
-from dawn.models.smoothing import smooth
+from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
 from dawn.structs import BLINK_SIZE, POSE_SIZE, Face, Motion
 
 CHUNK_FRAMES = 1024
@@ -52,6 +56,8 @@ class GenerateOptions(Strict):
     """No head motion at all: only face and eyes move."""
     expression: float = Field(1.0, ge=0, le=2)
     """Strength of facial motion."""
+    sampler: Literal["ddim", "dpm++"] | None = None
+    """Of the published model; ``lite`` has one sampler only."""
 
 
 def chunks(length: int, reach: int, size: int = CHUNK_FRAMES) -> Iterator[tuple[int, int, int, int]]:
@@ -179,3 +185,83 @@ def shape_head(head: Tensor, options: GenerateOptions) -> Tensor:
     pose = head[:, :POSE_SIZE] - head[:1, :POSE_SIZE] * fade
     pose = pose * (0.0 if options.still else options.pose_scale)
     return torch.cat((pose, head[:, POSE_SIZE:]), -1)
+
+
+class LiteEngine:
+    """What the pipeline asks of a preset, answered by the ``lite`` networks."""
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        """bundle: as loaded; it is changed for inference (folded) in place."""
+        fold_for_inference(bundle.lfg)
+        self.bundle = bundle.to(device)
+        self.bundle.lfg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+
+    def mean_face(self) -> Tensor:
+        """(478, 3) on the CPU."""
+        return self.bundle.motion.mean_face.cpu()
+
+    def features(self, samples: Tensor, frames: int) -> Tensor:
+        """Speech (L,) at 16 kHz -> (frames, D)."""
+        return self.bundle.audio.encode(samples, frames)
+
+    def generate(self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions,
+                 progress: Callable[[int], None]) -> Motion:  # fmt: skip
+        """Raises ConfigError for options that only the published model has."""
+        if options.sampler is not None:
+            raise ConfigError(f"sampler {options.sampler}: the preset {self.bundle.config.name} has one sampler; leave it out")
+        return generate_motion(self.bundle, features, face, options, quiet_share(samples, len(features)), progress)
+
+    def check(self, motion: Motion) -> None:
+        """Raises MotionError for motion of another space."""
+        wanted = self.bundle.config.motion.size
+        if motion.space != "lite" or motion.expression.shape[1] != wanted:
+            raise MotionError(
+                f"the motion has {motion.expression.shape[1]} coefficients of the space {motion.space!r}, the preset "
+                f"{self.bundle.config.name} needs {wanted} of 'lite': use the preset that made it"
+            )
+
+    def landmarks(self, face: Face, motion: Motion, start: int, stop: int) -> Tensor:
+        """Driving landmarks (stop - start, 478, 3) of some frames."""
+        numbers = (motion.pose[start:stop], motion.expression[start:stop], face.shape, face.pose)
+        return self.bundle.motion.landmarks(*(torch.from_numpy(x).to(self.device) for x in numbers))
+
+    @torch.inference_mode()
+    def source(self, face: Face) -> Source:
+        """The portrait, encoded."""
+        image = picture(face, self.device)
+        return self.bundle.lfg.encode(image, torch.from_numpy(face.landmarks).to(self.device)[None])
+
+    @torch.inference_mode()
+    def decode(self, source: Source, face: Face, motion: Motion, start: int, stop: int) -> Tensor:
+        """Frames start to stop, (N, 3, R, R) in [0, 1]."""
+        return self.bundle.lfg.render(source, self.landmarks(face, motion, start, stop))
+
+    @torch.inference_mode()
+    def transfer(self, landmarks: Tensor, face: Face) -> Motion:
+        """Tracked landmarks (T, 478, 3) of somebody → motion for this face.
+
+        Motion is taken relative to the frame whose mouth and eyes are most like the portrait's.
+        """
+        shape, pose = remove_pose(landmarks, self.mean_face())
+        shape, pose = smooth(shape, SHAPE_SMOOTHING_FRAMES), smooth(pose, POSE_SMOOTHING_FRAMES)
+        own = torch.from_numpy(face.shape)
+        unlike = (lip_aperture(shape) - lip_aperture(own)).abs() / 0.1
+        unlike = unlike + ((eye_aspect_ratio(shape) - eye_aspect_ratio(own)).abs() / 0.1).mean(-1)
+        reference = int(unlike.argmin())
+        space = self.bundle.motion.to("cpu")
+        expression = space.encode(shape, shape[reference])
+        self.bundle.motion.to(self.device)
+        ear = eye_aspect_ratio(shape)
+        return Motion(
+            pose=pose_change(pose, pose[reference]).numpy(),
+            blink=(ear - ear[reference]).numpy(),
+            expression=expression.numpy(),
+            info={"preset": self.bundle.config.name},
+        )
+
+
+def picture(face: Face, device: torch.device) -> Tensor:
+    """The portrait's crop as (1, 3, R, R) in [0, 1], channels last in memory."""
+    image = torch.from_numpy(face.crop.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+    return image.contiguous(memory_format=torch.channels_last)

@@ -12,21 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dawn import __version__, media
-from dawn.checkpoint import PARTS, find_preset, load_into, read_config, read_weights
-from dawn.config import PresetConfig, parse
-from dawn.errors import ConfigError, MotionError, NoFaceError, VideoError
-from dawn.generation import GenerateOptions, generate_motion, quiet_share
-from dawn.models.blocks import fold_for_inference
-from dawn.models.bundle import Bundle
-from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, pose_change, remove_pose
-from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
+from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, read_preset, read_weights
+from dawn.config import PaperPresetConfig, PresetConfig, parse
+from dawn.errors import ConfigError, NoFaceError, VideoError
+from dawn.generation import GenerateOptions, LiteEngine
+from dawn.models.bundle import Bundle, PaperBundle
+from dawn.paper_generation import PaperEngine
 from dawn.preprocess.crop import crop_box, to_crop_units
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
@@ -41,6 +39,19 @@ MAX_DRIVE_FRAMES = 45_000
 PathLike = str | Path
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)."""
+
+
+class Engine(Protocol):
+    """What the pipeline asks of a preset; ``lite`` and the published model answer it in their own motion spaces."""
+
+    def mean_face(self) -> Tensor: ...
+    def features(self, samples: Tensor, frames: int) -> Tensor: ...
+    def generate(self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions,
+                 progress: Callable[[int], None]) -> Motion: ...  # fmt: skip
+    def check(self, motion: Motion) -> None: ...
+    def source(self, face: Face) -> Any: ...
+    def decode(self, source: Any, face: Face, motion: Motion, start: int, stop: int) -> Tensor: ...
+    def transfer(self, landmarks: Tensor, face: Face) -> Motion: ...
 
 
 def _quiet(stage: str, done: int, total: int) -> None:
@@ -101,11 +112,10 @@ class Video:
 class Dawn:
     """A loaded model. Make it with ``from_pretrained`` once and call it for every video."""
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
-        """bundle: as ``load_bundle`` gives it; it is changed for inference (folded) in place."""
-        fold_for_inference(bundle.lfg)
-        self.bundle = bundle.to(device)
-        self.bundle.lfg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(self, bundle: Bundle | PaperBundle, device: torch.device) -> None:
+        """bundle: as ``load_bundle`` gives it; it is changed for inference in place."""
+        self.engine: Engine = LiteEngine(bundle, device) if isinstance(bundle, Bundle) else PaperEngine(bundle, device)
+        self.bundle = bundle
         self.device = device
 
     @classmethod
@@ -117,7 +127,7 @@ class Dawn:
         return cls(load_bundle(preset), pick_device(device))
 
     @property
-    def config(self) -> PresetConfig:
+    def config(self) -> PresetConfig | PaperPresetConfig:
         return self.bundle.config
 
     def describe(self, size_px: int) -> str:
@@ -148,12 +158,11 @@ class Dawn:
         if motion is None:
             with watch.stage("audio features"):
                 samples = torch.from_numpy(sound.samples).to(self.device)
-                features = self.bundle.audio.encode(samples, sound.frame_count)
-                quiet = quiet_share(samples, sound.frame_count)
+                features = self.engine.features(samples, sound.frame_count)
             steps = chosen.steps or self.config.sampler.steps
             with watch.stage("motion"):
-                motion = generate_motion(
-                    self.bundle, features, prepared, chosen, quiet, lambda done: progress("motion", done, steps)
+                motion = self.engine.generate(
+                    features, samples, prepared, chosen, lambda done: progress("motion", done, steps)
                 )  # fmt: skip
         else:
             motion = self._fit_motion(motion, sound.frame_count)
@@ -174,62 +183,31 @@ class Dawn:
         """Find, check and crop the portrait's face. Raises ImageError, FaceError and its kinds."""
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
         with FaceTracker(max_faces=8) as tracker:
-            return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self._mean_face(), face)
+            return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face)
 
-    @torch.inference_mode()
     def track_motion(self, video: PathLike, face: Face, progress: Progress = _quiet) -> Motion:
-        """Facial motion of a video as a ``Motion`` for ``face``.
-
-        Motion is taken relative to the frame whose mouth and eyes are most like the portrait's.
-        """
-        landmarks = track_landmarks(video, progress)
-        shape, pose = remove_pose(landmarks, self._mean_face())
-        shape, pose = smooth(shape, SHAPE_SMOOTHING_FRAMES), smooth(pose, POSE_SMOOTHING_FRAMES)
-        own = torch.from_numpy(face.shape)
-        unlike = (lip_aperture(shape) - lip_aperture(own)).abs() / 0.1
-        unlike = unlike + ((eye_aspect_ratio(shape) - eye_aspect_ratio(own)).abs() / 0.1).mean(-1)
-        reference = int(unlike.argmin())
-        space = self.bundle.motion.to("cpu")
-        expression = space.encode(shape, shape[reference])
-        self.bundle.motion.to(self.device)
-        ear = eye_aspect_ratio(shape)
-        return Motion(
-            pose=pose_change(pose, pose[reference]).numpy(),
-            blink=(ear - ear[reference]).numpy(),
-            expression=expression.numpy(),
-            info={"preset": self.config.name, "driven_by": Path(video).name},
-        )
+        """Facial motion of a video as a ``Motion`` for ``face``. Raises VideoError, NoFaceError, ConfigError."""
+        motion = self.engine.transfer(track_landmarks(video, progress), face)
+        motion.info["driven_by"] = Path(video).name
+        return motion
 
     def landmarks(self, face: Face, motion: Motion, start: int, stop: int) -> Tensor:
-        """Driving landmarks (stop - start, 478, 3) of some frames."""
-        return self.bundle.motion.landmarks(
-            torch.from_numpy(motion.pose[start:stop]).to(self.device),
-            torch.from_numpy(motion.expression[start:stop]).to(self.device),
-            torch.from_numpy(face.shape).to(self.device),
-            torch.from_numpy(face.pose).to(self.device),
-        )
-
-    @torch.inference_mode()
-    def _encode(self, face: Face) -> Any:
-        image = torch.from_numpy(face.crop.copy()).to(self.device).permute(2, 0, 1)[None].float() / 255
-        image = image.contiguous(memory_format=torch.channels_last)
-        return self.bundle.lfg.encode(image, torch.from_numpy(face.landmarks).to(self.device)[None])
+        """Driving landmarks (stop - start, 478, 3) of some frames; only ``lite`` motion has them."""
+        if not isinstance(self.engine, LiteEngine):
+            raise ConfigError(f"the preset {self.config.name} moves pixels, not landmarks: use a lite preset")
+        return self.engine.landmarks(face, motion, start, stop)
 
     def render(self, face: Face, motion: Motion, size_px: int | None = None) -> Iterator[ImageArray]:
         """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for."""
-        self._check_space(motion)
-        source = self._encode(face)
+        self.engine.check(motion)
+        source = self.engine.source(face)
         for start in range(0, len(motion), DECODE_BATCH):
             with torch.inference_mode():
-                points = self.landmarks(face, motion, start, min(start + DECODE_BATCH, len(motion)))
-                frames = self.bundle.lfg.render(source, points)
+                frames = self.engine.decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
                 if size_px not in (None, frames.shape[-1]):
                     frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", align_corners=False)
                 out = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
             yield from out
-
-    def _mean_face(self) -> Tensor:
-        return self.bundle.motion.mean_face.cpu()
 
     def _size(self, size: int | None) -> int:
         native = self.config.lfg.image_size_px
@@ -240,27 +218,19 @@ class Dawn:
             raise ConfigError(f"size {size}: the preset {self.config.name} can give {allowed} px")
         return size
 
-    def _check_space(self, motion: Motion) -> None:
-        wanted = self.config.motion.size
-        if motion.space != "lite" or motion.expression.shape[1] != wanted:
-            raise MotionError(
-                f"the motion has {motion.expression.shape[1]} coefficients of the space {motion.space!r}, the preset "
-                f"{self.config.name} needs {wanted} of 'lite': use the preset that made it"
-            )
-
     def _fit_motion(self, motion: Motion, frames: int) -> Motion:
         """A given motion cut, or held at its last frame, to the length of the speech."""
-        self._check_space(motion)
+        self.engine.check(motion)
         index = np.minimum(np.arange(frames), len(motion) - 1)
         return Motion(motion.pose[index], motion.blink[index], motion.expression[index], motion.space, motion.info)
 
 
-def load_bundle(preset: PathLike) -> Bundle:
+def load_bundle(preset: PathLike) -> Bundle | PaperBundle:
     """All networks of a preset on the CPU, as trained, frozen. Raises ConfigError, CheckpointError."""
     folder = find_preset(preset)
-    config = read_config(folder / "config.json", PresetConfig)
-    bundle = Bundle(config)
-    for part in PARTS:
+    config = read_preset(folder)
+    bundle = Bundle(config) if isinstance(config, PresetConfig) else PaperBundle(config)
+    for part in PARTS if isinstance(config, PresetConfig) else PAPER_PARTS:
         path = folder / f"{part}.safetensors"
         load_into(getattr(bundle, part), read_weights(path, config.sha256.get(part)), str(path))
     return bundle.eval().requires_grad_(False)

@@ -1,0 +1,98 @@
+"""Arguments of the commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import NoReturn
+
+PACKED_PARTS = ("lfg", "a2v", "pbnet", "motion", "audio")
+DEFAULT_PRESET = "lite-128"
+DEFAULT_CLIP_SIZE_PX = 192
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of printing the usage as well."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def add_rendering(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
+    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512; upscaled beyond the preset's own")
+    parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("portrait", type=Path, help="picture with one face")
+    parser.add_argument("speech", type=Path, help="sound file, or video with sound")
+    add_rendering(parser)
+    parser.add_argument("--motion-in", type=Path, metavar="M.json", help="render this motion instead of generating one")
+    parser.add_argument("--seed", type=int, help="same seed, same video (0)")
+    parser.add_argument("--steps", type=int, help="sampling steps")
+    parser.add_argument("--sampler", choices=("ddim", "dpm++"), help="of the published model (paper presets)")
+    parser.add_argument("--guidance", type=float, help="how strongly lips follow the sound; 1 is none")
+    parser.add_argument("--pose-scale", type=float, help="strength of head motion, 0 to 3 (1)")
+    parser.add_argument("--blink", type=float, help="strength of blinks, 0 to 1.5 (1)")
+    parser.add_argument("--expression", type=float, help="strength of facial motion, 0 to 2 (1)")
+    parser.add_argument("--still", action="store_true", help="keep the head still; only face and eyes move")
+    parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
+
+
+def add_drive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("portrait", type=Path, help="picture with one face")
+    parser.add_argument("video", type=Path, help="video whose face moves the portrait; its sound is kept")
+    add_rendering(parser)
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", type=Path, help="folder with videos, or one video")
+    parser.add_argument("out", type=Path, help="folder for the clips")
+    parser.add_argument("--size", type=int, default=DEFAULT_CLIP_SIZE_PX, help="side of the crops in px (%(default)s)")
+    parser.add_argument("--people", type=Path, metavar="CSV", help="columns file, person: who is in which video")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", choices=("lfg", "detail", "a2v", "pbnet"))
+    parser.add_argument("--data", type=Path, required=True, help="prepared clips")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
+    parser.add_argument("--validation", type=Path, help="prepared clips of other people")
+    parser.add_argument("--audio", type=Path, help="audio.safetensors of a preset (a2v and pbnet)")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="training options; model.KEY=VALUE for the network's")  # fmt: skip
+
+
+def add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="name of the preset")
+    for part in PACKED_PARTS:
+        parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR", help=f"has {part}.safetensors")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder with the authors' published files, at any depth")
+    parser.add_argument("--size", type=int, choices=(128, 256), help="which model, where both are there")
+    parser.add_argument("--name", help="name of the preset (paper-128 or paper-256)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clips", type=Path, help="prepared clips of people who were not trained on")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
+    parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures as JSON")
+
+
+def _face(text: str) -> int | str:
+    if text == "largest":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'largest'") from None

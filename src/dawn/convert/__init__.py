@@ -1,0 +1,1 @@
+"""Parameters of the published checkpoints under the names of this package's networks."""
