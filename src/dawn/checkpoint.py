@@ -67,8 +67,9 @@ def read_preset(folder: Path) -> PresetConfig | PaperPresetConfig:
     """A preset's configuration, of whichever kind it is. Raises CheckpointError, ConfigError."""
     path = folder / "config.json"
     values = _read_json(path)
-    kind = PaperPresetConfig if isinstance(values, dict) and values.get("kind") == "paper" else PresetConfig
-    return parse(kind, values, str(path))
+    if isinstance(values, dict) and values.get("kind") == "paper":
+        return parse(PaperPresetConfig, values, str(path))
+    return parse(PresetConfig, values, str(path))
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from dawn import __version__, media
 from dawn.checkpoint import PARTS, file_sha256, find_preset, read_config, shipped_presets
 from dawn.config import PresetConfig
 from dawn.errors import CheckpointError
-from dawn.generation import GenerateOptions, generate_motion
+from dawn.generation import GenerateOptions
 from dawn.models.face_geometry import apply_pose, eye_aspect_ratio
 from dawn.pipeline import Dawn, pick_device
 from dawn.preprocess.tracker import FaceTracker
@@ -118,9 +118,10 @@ def _runs(name: str) -> str:
     """Speech to motion to frames with a made-up face."""
     model = Dawn.from_pretrained(name)
     samples = np.random.default_rng(0).normal(0, 0.1, FRAMES * SPEECH_RATE_HZ // FPS).astype(np.float32)
-    features = model.bundle.audio.encode(torch.from_numpy(samples).to(model.device), FRAMES)
-    face = plain_face(model.bundle.motion.mean_face.cpu(), model.config.lfg.image_size_px)
-    motion = generate_motion(model.bundle, features, face, GenerateOptions())
+    sound = torch.from_numpy(samples).to(model.device)
+    features = model.engine.features(sound, FRAMES)
+    face = plain_face(model.engine.mean_face(), model.config.lfg.image_size_px)
+    motion = model.engine.generate(features, sound, face, GenerateOptions(), lambda done: None)
     frames = np.stack(list(model.render(face, motion)))
     if not np.isfinite(motion.expression).all() or len(frames) != FRAMES:
         raise RuntimeError(f"made {len(frames)} frames of {FRAMES}, or motion that is not finite")

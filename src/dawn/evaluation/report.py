@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from dawn.errors import ConfigError
 from dawn.evaluation.driven import evaluate_driven
 from dawn.evaluation.material import Bench, EvalClip, Progress, Tracked, read_clips, track
 from dawn.evaluation.spoken import evaluate_spoken
+from dawn.models.bundle import Bundle
 from dawn.models.face_features import load_sface
 from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
@@ -40,6 +42,8 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None,
     start = time.perf_counter()
     network = load_sface(sface)
     bundle = Dawn.from_pretrained(preset, "cpu").bundle
+    if not isinstance(bundle, Bundle):
+        raise ConfigError(f"{preset}: the measures drive a face by landmarks, which only lite presets take")
     material = read_clips(clips, bundle.config.lfg.image_size_px, bundle.motion.mean_face)
     report = progress or _quiet
     with FaceTracker() as tracker, torch.inference_mode():
