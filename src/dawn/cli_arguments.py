@@ -59,11 +59,11 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("part", choices=("lfg", "detail", "a2v", "pbnet"))
+    parser.add_argument("part", metavar="PART", help="lfg, detail, a2v, pbnet; paper-lfg, paper-a2v, paper-pose, paper-blink")
     parser.add_argument("--data", type=Path, required=True, help="prepared clips")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
     parser.add_argument("--validation", type=Path, help="prepared clips of other people")
-    parser.add_argument("--audio", type=Path, help="audio.safetensors of a preset (a2v and pbnet)")
+    parser.add_argument("--audio", type=Path, help="audio.safetensors of a preset, or a HuBERT folder (paper-...)")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
                         help="training options; model.KEY=VALUE for the network's")  # fmt: skip
 

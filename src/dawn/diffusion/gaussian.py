@@ -180,7 +180,7 @@ def _draw(noise: Noise, index: int, like: Tensor) -> Tensor:
     return noise[index].to(like.device, like.dtype)
 
 
-def dpm_times(schedule: NoiseSchedule, steps: int, spacing: Literal["time", "logsnr"] = "time",
+def dpm_times(schedule: NoiseSchedule, steps: int, spacing: Literal["time", "logsnr"] = "logsnr",
               start_time: int = DPM_START) -> list[int]:  # fmt: skip
     """Times of the network calls, falling: ``steps`` nodes from ``start_time``, the one after the last would be 0.
 
@@ -189,7 +189,7 @@ def dpm_times(schedule: NoiseSchedule, steps: int, spacing: Literal["time", "log
     if spacing == "time":
         nodes = torch.linspace(start_time, 0, steps + 1, dtype=torch.float64).round().long()
     else:
-        half_log_snr = torch.tensor([_level(schedule, t)[2] for t in range(schedule.steps)], dtype=torch.float64)
+        half_log_snr = 0.5 * torch.logit(schedule.alphas_cumprod.double())
         wanted = torch.linspace(float(half_log_snr[start_time]), float(half_log_snr[0]), steps + 1, dtype=torch.float64)
         nodes = (half_log_snr[None] - wanted[:, None]).abs().argmin(1)
     times: list[int] = nodes.tolist()
@@ -206,7 +206,7 @@ def _level(schedule: NoiseSchedule, time: int) -> tuple[float, float, float]:
 
 
 def dpm_solver(epsilon: Epsilon, start: Tensor, schedule: NoiseSchedule, steps: int, *,
-               spacing: Literal["time", "logsnr"] = "time", start_time: int = DPM_START,
+               spacing: Literal["time", "logsnr"] = "logsnr", start_time: int = DPM_START,
                threshold_quantile: float | None = 0.9, progress: Progress | None = None) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M), deterministic (Lu et al. 2022, arXiv 2211.01095, algorithm 2): as good in 6 to 10 steps as DDIM in 20.
 

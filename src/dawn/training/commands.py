@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from dawn.checkpoint import PARTS, assemble, load_into, load_part, read_config, read_weights, save_part
-from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, parse
+from dawn.checkpoint import PARTS, assemble, load_part, read_config, save_part
+from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, parse
 from dawn.errors import ConfigError, OutputError
-from dawn.models.audio_encoder import WhisperAudioEncoder
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import pose_change
 from dawn.models.motion_space import MotionSpace
@@ -25,6 +24,7 @@ from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
 from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
 from dawn.training.loop import TrainConfig, train
 from dawn.training.motion_data import MotionStore, sequence_of
+from dawn.training.paper_commands import PAPER_TRAINABLE, load_audio_encoder, paper_recipe
 from dawn.training.pbnet_recipe import PBNetRecipe, PBNetTrainConfig
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ TRAINABLE: dict[str, tuple[type[TrainConfig], type[BaseModel]]] = {
     "detail": (DetailTrainConfig, LFGConfig),
     "a2v": (A2VTrainConfig, A2VConfig),
     "pbnet": (PBNetTrainConfig, PBNetConfig),
+    **PAPER_TRAINABLE,
 }
 Report = Callable[[int, dict[str, float]], None]
 
@@ -73,6 +74,9 @@ def run_training(part: str, data: Path, out: Path, validation: Path | None = Non
     if part in ("lfg", "detail"):
         recipe = LFGRecipe if part == "lfg" else DetailRecipe
         return train(recipe(config, model, data, validation), config, out, report)  # type: ignore[arg-type]
+    if part in PAPER_TRAINABLE:
+        paper = paper_recipe(part, config, model, data, out, validation, audio)
+        return train(paper, config, out, report)
     if audio is None:
         raise ConfigError(f"training {part} needs the audio encoder: give --audio PRESET/audio.safetensors")
     encoder = load_audio_encoder(audio)
@@ -87,13 +91,6 @@ def run_training(part: str, data: Path, out: Path, validation: Path | None = Non
         judge = MotionStore(ClipStore(validation), load_mean_face(), encoder, cache, 0)
     kind = A2VRecipe if part == "a2v" else PBNetRecipe
     return train(kind(config, model, motion, material, judge), config, out, report)  # type: ignore[arg-type]
-
-
-def load_audio_encoder(path: Path) -> WhisperAudioEncoder:
-    """The frozen speech encoder. Raises CheckpointError."""
-    encoder = WhisperAudioEncoder(AudioConfig())
-    load_into(encoder, read_weights(path), str(path))
-    return encoder.eval().requires_grad_(False)
 
 
 def fit_motion_space(clips: ClipStore, out: Path) -> MotionSpace:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dawn.models.audio_encoder import FRAME_SAMPLES, WhisperAudioEncoder
+from dawn.models.audio_encoder import FRAME_SAMPLES, AudioEncoder
 from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, remove_pose
 from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
 from dawn.training.data import Clip, ClipStore
@@ -71,7 +71,7 @@ def disturb(samples: Tensor, generator: torch.Generator) -> Tensor:
     return ((tilted + noise) * 10 ** (uniform(-8, 4) / 20)).clamp(-1, 1)
 
 
-def encode_clips(clips: list[Clip], encoder: WhisperAudioEncoder, generator: torch.Generator | None) -> list[Tensor]:
+def encode_clips(clips: list[Clip], encoder: AudioEncoder, generator: torch.Generator | None) -> list[Tensor]:
     """Audio features (T, D) float16 of each clip, heard within a stream of clips of the same person.
 
     generator: order, context and disturbance are drawn from it; None: each clip alone, undisturbed (validation).
@@ -97,7 +97,7 @@ def encode_clips(clips: list[Clip], encoder: WhisperAudioEncoder, generator: tor
     return [f for f in features if f is not None]
 
 
-def silence_features(encoder: WhisperAudioEncoder, generator: torch.Generator) -> Tensor:
+def silence_features(encoder: AudioEncoder, generator: torch.Generator) -> Tensor:
     """What the encoder makes of digital silence and faint noise, (SILENCE_FRAMES, D) float16."""
     samples = torch.randn(SILENCE_FRAMES * FRAME_SAMPLES, generator=generator)
     level = 10 ** torch.empty(SILENCE_FRAMES // 100).uniform_(-4.5, -2.3, generator=generator)
@@ -108,7 +108,7 @@ def silence_features(encoder: WhisperAudioEncoder, generator: torch.Generator) -
 class MotionStore:
     """All clips as sequences with several variants of audio features, cached in ``cache``."""
 
-    def __init__(self, store: ClipStore, mean_face: Tensor, encoder: WhisperAudioEncoder, cache: Path, variants: int,
+    def __init__(self, store: ClipStore, mean_face: Tensor, encoder: AudioEncoder, cache: Path, variants: int,
                  need_sound: bool = True) -> None:  # fmt: skip
         """variants: number of differently disturbed hearings; 0 = undisturbed only (validation)."""
         keep = [i for i, clip in enumerate(store.clips) if has_sound(clip) or not need_sound]
@@ -133,7 +133,7 @@ class MotionStore:
         return self.features[variant][index].float()
 
 
-def _cached(path: Path, clips: list[Clip], encoder: WhisperAudioEncoder, generator: torch.Generator | None) -> list[Tensor]:
+def _cached(path: Path, clips: list[Clip], encoder: AudioEncoder, generator: torch.Generator | None) -> list[Tensor]:
     names = [clip.path.stem for clip in clips]
     if path.is_file():
         stored = load_file(path)
