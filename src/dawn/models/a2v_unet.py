@@ -88,7 +88,7 @@ def time_plan(table: Tensor, frames: int, window: int, max_distance: int, head_s
             bias = wide(table)[bucket].permute(2, 0, 1)
             made[shape] = bias.masked_fill(~band_mask(*shape, window, table.device), float("-inf"))[None]
         bands.append(Band(start, stop, low, high, made[shape]))
-    frequency = ROTARY_BASE ** (-torch.arange(0, head_size, 2, device=table.device).float() / head_size)
+    frequency = 1 / ROTARY_BASE ** (torch.arange(0, head_size, 2, device=table.device).float() / head_size)
     angle = torch.arange(frames, device=table.device).float()[:, None] * frequency
     angle = angle.to(wide(table).dtype).repeat(1, 2 * heads)  # queries and keys of all heads
     return TimePlan(tuple(bands), torch.polar(torch.ones_like(angle), angle))
@@ -193,13 +193,14 @@ class Level(nn.Module):
         self.temporal = TemporalAttention(channels, config.heads, config.head_size)
         self.resample = resample
 
-    def forward(self, parts: tuple[Tensor, ...], run: Run) -> Tensor:
-        """parts: (F, h, w, C_i) -> (F, h, w, channels); the caller resamples."""
+    def forward(self, parts: tuple[Tensor, ...], run: Run) -> tuple[Tensor, Tensor]:
+        """parts: (F, h, w, C_i) -> (F, h, w, channels), and the same resampled for the next level."""
         step = run.step(parts[0])
         h = self.first(parts, run.batch, step, run.time, next(run.contexts))
         h = self.second((h,), run.batch, step, run.time, next(run.contexts))
         h = self.spatial(h, step)
-        return self.temporal(h, run.batch, run.plan)
+        h = self.temporal(h, run.batch, run.plan)
+        return h, h if self.resample is None else convolve(h, self.resample)
 
 
 class Middle(nn.Module):
@@ -331,13 +332,12 @@ class A2VUNet(nn.Module):
         h = self.stem_attention(stem if torch.is_grad_enabled() else stem.clone(), batch, run.plan)
         skips = []
         for level in self.down:
-            h = level((h,), run)
-            skips.append(h)
-            h = h if level.resample is None else convolve(h, level.resample)
+            skip, h = level((h,), run)
+            skips.append(skip)
+        del skip
         h = self.middle(h, run)
         for level in self.up:
-            h = level((h, skips.pop()), run)
-            h = h if level.resample is None else convolve(h, level.resample)
+            h = level((h, skips.pop()), run)[1]
         out = torch.cat([head((h, stem), run) for head in (self.flow_head, self.occlusion_head)], -1)
         return out.unflatten(0, (batch, frames)).permute(0, 4, 1, 2, 3).contiguous().to(x.dtype)
 
