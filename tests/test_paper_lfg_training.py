@@ -210,12 +210,12 @@ def records(out: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_loss_falls_on_one_batch(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = PaperLFGTrainConfig(steps=60, **QUICK)
+    config = PaperLFGTrainConfig(steps=25, **QUICK)
     recipe = recipe_for(config, clips)
     fixed = recipe.batch(seeded())
     assert recipe.betas == (0.5, 0.999)
     monkeypatch.setattr(recipe, "batch", lambda generator: fixed)
-    assert train(recipe, config, tmp_path) == 60
+    assert train(recipe, config, tmp_path) == 25
     log = [record for record in records(tmp_path) if "validation" not in record]
     assert all(np.isfinite(record["main_norm"]) for record in log)
     for figure in ("loss", "perceptual", "shift"):

@@ -85,6 +85,10 @@ ORGANS = (
 )
 SOFTNESS_PX = 0.4
 """Softness of drawn contours."""
+FEW_PX = 16.0
+"""Openings of so many pixels (at 128) may be nothing but a softened line."""
+PAINTED_FLOOR = 0.1
+"""Share of the mouth's painting that is kept where its opening stays as the source has it."""
 
 
 class DetailPainter(nn.Module):
@@ -126,15 +130,28 @@ class DetailPainter(nn.Module):
         out = frame.permute(0, 2, 3, 1).clone()
         for organ, seen in zip(ORGANS, source, strict=True):
             window = self.place(organ, landmarks)
-            here = window.cut(frame)
-            known = torch.cat((here, self.draw(organ, landmarks, window), self._relative(organ, landmarks, window), seen), 1)
+            here, wanted = window.cut(frame), self.draw(organ, landmarks, window)
+            known = torch.cat((here, wanted, self._relative(organ, landmarks, window), seen), 1)
             change = self._paint(organ, known)
+            if organ.painter == "mouth":
+                change = change * self._doubt(wanted[:, 0], seen[:, 3])
             out[window.cells()] = (here + change * _feather(change)).permute(0, 2, 3, 1)
         return out.permute(0, 3, 1, 2)
 
     def _paint(self, organ: Organ, known: Tensor) -> Tensor:
         painter = self.mouth if organ.painter == "mouth" else self.eye
         return painter(known.flip(-1)).flip(-1) if organ.mirrored else painter(known)
+
+    def _doubt(self, wanted: Tensor, shown: Tensor) -> Tensor:
+        """How far the warp cannot be right about a mouth, (B, 1, 1, 1): its opening (B, h, w) has to grow or to close.
+
+        Where the source shows as much of the mouth as is wanted, its own teeth are better than painted ones.
+        """
+        areas = torch.stack((wanted.sum((1, 2)), shown.sum((1, 2))))
+        least, most = areas.amin(0), areas.amax(0)
+        few = FEW_PX * (self.size / REFERENCE_SIZE_PX) ** 2
+        changed = (1.5 * (1 - least / most.clamp_min(1e-3))).clamp(0, 1) * most / (most + few)
+        return (PAINTED_FLOOR + (1 - PAINTED_FLOOR) * changed)[:, None, None, None]
 
     def _relative(self, organ: Organ, landmarks: Tensor, window: Window) -> Tensor:
         """Place of every pixel relative to the organ's middle, in widths of the organ: (B, 2, h, w)."""

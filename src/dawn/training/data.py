@@ -194,7 +194,10 @@ def pick_varied_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
 
 
 def pick_opening_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
-    """Mostly what a portrait has to learn: from a shut mouth to an open one, from open eyes to shut ones."""
+    """Mostly what a portrait has to learn: from a shut mouth to an open one, from open eyes to shut ones.
+
+    A fifth of the pairs start from the other end, or teeth that the portrait shows would be painted over.
+    """
     frames = torch.randint(len(clip), (8,), generator=generator)
     kind, sorted_source, sorted_driving = torch.rand(3, generator=generator).tolist()
     if kind < 0.15:
@@ -202,7 +205,10 @@ def pick_opening_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]
     # Eyes are listed the other way round: their gap is largest in the source.
     upper, lower = lm.INNER_LIP_PAIRS[1] if kind < 0.7 else reversed(lm.LEFT_EAR_POINTS[2])
     gap = clip.landmarks[frames, lower, 1] - clip.landmarks[frames, upper, 1]
-    source = int(gap.argmin()) if sorted_source < 0.6 else 0
+    if sorted_source < 0.5:
+        source = int(gap.argmin())
+    else:
+        source = int(gap.topk(2).indices[1]) if sorted_source < 0.7 else 0
     driving = int(gap.argmax()) if sorted_driving < 0.6 else 1
     return int(frames[source]), int(frames[driving])
 
