@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 PACKED_PARTS = ("lfg", "a2v", "pbnet", "motion", "audio")
+TRAINED_PARTS = ("lfg", "detail", "a2v", "pbnet", "paper-lfg", "paper-a2v", "paper-pose", "paper-blink")
 DEFAULT_PRESET = "lite-128"
 DEFAULT_CLIP_SIZE_PX = 192
 
@@ -59,7 +60,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("part", metavar="PART", help="lfg, detail, a2v, pbnet; paper-lfg, paper-a2v, paper-pose, paper-blink")
+    parser.add_argument("part", choices=TRAINED_PARTS, metavar="PART", help=", ".join(TRAINED_PARTS))
     parser.add_argument("--data", type=Path, required=True, help="prepared clips")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
     parser.add_argument("--validation", type=Path, help="prepared clips of other people")
