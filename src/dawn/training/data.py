@@ -205,10 +205,8 @@ def pick_opening_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]
     # Eyes are listed the other way round: their gap is largest in the source.
     upper, lower = lm.INNER_LIP_PAIRS[1] if kind < 0.7 else reversed(lm.LEFT_EAR_POINTS[2])
     gap = clip.landmarks[frames, lower, 1] - clip.landmarks[frames, upper, 1]
-    if sorted_source < 0.5:
-        source = int(gap.argmin())
-    else:
-        source = int(gap.topk(2).indices[1]) if sorted_source < 0.7 else 0
+    other_end = int(gap.topk(2).indices[1]) if sorted_source < 0.7 else 0
+    source = int(gap.argmin()) if sorted_source < 0.5 else other_end
     driving = int(gap.argmax()) if sorted_driving < 0.6 else 1
     return int(frames[source]), int(frames[driving])
 
