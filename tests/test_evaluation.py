@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from dawn import landmarks as lm
+from dawn.checkpoint import load_mean_face
 from dawn.evaluation import quality
 from dawn.evaluation.driven import _landmarks, widest_mouth_frame
 from dawn.evaluation.material import EvalClip, face_of, row, scaled, track
 from dawn.evaluation.report import _number, format_report
 from dawn.evaluation.spoken import exchanged, pick_portraits, pooled_std
 from dawn.structs import TrackedFace
-from dawn.training.data import load_mean_face
 
 
 def clip(name: str, person: str, frames: int = 4, seed: int = 0) -> EvalClip:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dawn import landmarks as lm
+from dawn.checkpoint import load_mean_face
 from dawn.models import face_geometry as g
 from dawn.preprocess.crop import (
     CROP_CENTER_Y,
@@ -22,7 +23,7 @@ from dawn.preprocess.crop import (
     to_pixels,
 )
 from dawn.structs import Box, TrackedFace
-from dawn.training.data import GeometricChange, load_mean_face, mirror_permutation
+from dawn.training.data import GeometricChange, mirror_permutation
 
 MEAN_FACE = load_mean_face()
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from dawn import landmarks as lm
-from dawn.checkpoint import load_part, save_part
+from dawn.checkpoint import load_mean_face, load_part, save_part
 from dawn.config import MotionSpaceConfig
 from dawn.models.face_geometry import lip_aperture, remove_pose
 from dawn.models.motion_space import MotionSpace, keep_lips_apart, split_landmarks
-from dawn.training.data import load_mean_face
 
 CONFIG = MotionSpaceConfig(lower=5, upper=3)
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dawn.checkpoint import load_part, save_part
+from dawn.checkpoint import load_mean_face, load_part, save_part
 from dawn.config import LFGConfig, PaperLFGConfig, RegionsConfig, UNetConfig
 from dawn.diffusion.gaussian import cosine_schedule, dynamic_threshold
 from dawn.errors import CheckpointError, ConfigError, InputError
@@ -24,7 +24,7 @@ from dawn.models.lfg import LatentFlowGenerator
 from dawn.models.paper_lfg import PaperLFG
 from dawn.preprocess.clips import PreparedClip, save_clip
 from dawn.preprocess.published_conditions import MESH_OF_68, published_pose
-from dawn.training.data import ClipStore, load_mean_face
+from dawn.training.data import ClipStore
 from dawn.training.loop import train
 from dawn.training.motion_data import MotionStore
 from dawn.training.paper_a2v_recipe import (

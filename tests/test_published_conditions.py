@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dawn import landmarks as lm
+from dawn.checkpoint import load_mean_face
 from dawn.errors import AudioError
 from dawn.models.face_geometry import apply_pose
 from dawn.preprocess.published_conditions import (
@@ -23,7 +24,6 @@ from dawn.preprocess.published_conditions import (
     resample_features,
     tracker_square,
 )
-from dawn.training.data import load_mean_face
 from official import parity
 
 NEUTRAL = (0.0, 0.0, 0.0, 4.79e-4, 56.5, 64.9)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dawn import landmarks as lm
-from dawn.checkpoint import save_part
+from dawn.checkpoint import load_mean_face, save_part
 from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig
 from dawn.errors import CheckpointError, ConfigError
 from dawn.models.audio_encoder import FRAME_SAMPLES, WhisperAudioEncoder
@@ -25,7 +25,7 @@ from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
 from dawn.training.a2v_recipe import A2VRecipe, A2VTrainConfig
 from dawn.training.commands import fit_motion_space, split_overrides
-from dawn.training.data import ClipStore, load_mean_face
+from dawn.training.data import ClipStore
 from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
 from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
 from dawn.training.loop import Recipe, TrainConfig, train

@@ -16,7 +16,8 @@ from dawn.config import UNetConfig
 from dawn.convert.a2v_keys import PREFIX, SCHEDULE, dropped, from_official
 from dawn.errors import ConfigError
 from dawn.models import a2v_unet
-from dawn.models.a2v_unet import A2VUNet, TemporalAttention, distance_bucket, sinusoid, time_plan
+from dawn.models.a2v_unet import A2VUNet, TemporalAttention, sinusoid, time_plan
+from dawn.models.attention import relative_buckets
 from dawn.models.face_mask import MaskEncoder, face_mask
 from dawn.models.unet_blocks import Moments, add_gated, norm_affine
 from official import constructed, drawn, input_of, key_list, parity, relative_error
@@ -210,7 +211,7 @@ def test_cached_stem_equals_the_whole_convolution() -> None:
 
 def test_constants_of_the_published_code() -> None:
     data = parity("schedule")
-    assert torch.equal(distance_bucket(data["relpos_offset_k_minus_q"], 32, 32), data["relpos_bucket"])
+    assert torch.equal(relative_buckets(data["relpos_offset_k_minus_q"], 32, 32), data["relpos_bucket"])
     assert torch.allclose(sinusoid(data["time_sinusoid_t"], 64), data["time_sinusoid_out"], atol=1e-6)
     plan = time_plan(torch.zeros(32, 8), 6, 40, 32, 32)
     turned = torch.view_as_complex(data["rotary_in"].unflatten(-1, (16, 2))) * plan.rotary[:, :16]

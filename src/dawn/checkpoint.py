@@ -72,6 +72,11 @@ def read_preset(folder: Path) -> PresetConfig | PaperPresetConfig:
     return parse(PresetConfig, values, str(path))
 
 
+def load_mean_face() -> Tensor:
+    """The mean face (478, 3) that pose is measured against."""
+    return load_file(str(files("dawn").joinpath("assets/mean_face.safetensors")))["mean_face"]
+
+
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of one safetensors file. Raises CheckpointError if missing, damaged or not the file that is expected."""
     if not path.is_file():

@@ -84,6 +84,7 @@ class AudioConfig(Strict):
     window_s: float = 2.0
     overlap_s: float = 1.0
     peak: float | None = 2.0
+    """Usual loudest value of a speech recording (median of 24 clips: 1.9). Fixed, so that features stay local."""
 
     @model_validator(mode="after")
     def _fits(self) -> AudioConfig:

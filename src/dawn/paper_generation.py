@@ -7,12 +7,11 @@ with length; ``UNET_FRAMES`` bounds the part that a step needs beside what it ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from dawn.checkpoint import load_mean_face
 from dawn.config import PaperSamplerConfig
 from dawn.diffusion.gaussian import Epsilon, cosine_schedule, ddim, dpm_solver
 from dawn.errors import ConfigError, MotionError
@@ -45,7 +44,7 @@ class PaperEngine:
 
     def mean_face(self) -> Tensor:
         """(478, 3) on the CPU."""
-        return load_file(str(files("dawn").joinpath("assets/mean_face.safetensors")))["mean_face"]
+        return load_mean_face()
 
     def features(self, samples: Tensor, frames: int) -> Tensor:
         """Speech (L,) at 16 kHz -> HuBERT features (frames, 1024). Raises ConfigError, CheckpointError without HuBERT."""
@@ -60,8 +59,8 @@ class PaperEngine:
         if options.expression != 1:
             raise ConfigError(f"expression {options.expression}: {self.bundle.config.name} cannot scale it; leave it at 1")
         generator = torch.Generator().manual_seed(options.seed)
-        pose, ear = self.head(features, face, options, generator)
         first_pose, first_ear = self._first(face)
+        pose, ear = self.head(features, first_pose, first_ear, options, generator)
         condition = assemble_conditions(features, pose, first_pose, ear, first_ear)
         latent = self.diffuse(face, condition, options, generator, progress)
         return Motion(
@@ -82,10 +81,9 @@ class PaperEngine:
         points = torch.from_numpy(face.landmarks)
         return published_pose(points, self.mean_face()).to(self.device), published_ear(points).to(self.device)
 
-    def head(self, audio: Tensor, face: Face, options: GenerateOptions,
+    def head(self, audio: Tensor, first_pose: Tensor, first_ear: Tensor, options: GenerateOptions,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Pose (T, 6) and eye aspect ratios (T, 2) in published units."""
-        first_pose, first_ear = self._first(face)
+        """Pose (T, 6) and eye aspect ratios (T, 2) in published units, from the portrait's own (6,) and (2,)."""
         start = normalise_pose(first_pose)
         pose = denormalise_pose(start + _sample(self.bundle.pose, start, audio, generator))
         blink = _sample(self.bundle.blink, first_ear, audio, generator)

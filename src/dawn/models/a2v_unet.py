@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dawn.config import UNetConfig
 from dawn.errors import ConfigError
-from dawn.models.attention import band_mask
+from dawn.models.attention import band_mask, relative_buckets
 from dawn.models.unet_blocks import (
     NORM_EPS,
     GateContext,
@@ -60,18 +60,6 @@ class TimePlan(NamedTuple):
     rotary: Tensor
 
 
-def distance_bucket(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
-    """Bucket of key frame less query frame (T5: Raffel et al. 2020): half of them for each direction, of these the first
-    half exact, the rest logarithmic up to ``max_distance``."""
-    half = buckets // 2
-    exact = half // 2
-    distance = offset.abs()
-    ratio = torch.log(distance.clamp_min(1).double() / exact) / torch.log(torch.tensor(max_distance / exact).double())
-    # Exact powers must not fall into the bucket below by rounding.
-    far = (exact + torch.floor(ratio * (half - exact) + 1e-9).long()).clamp_max(half - 1)
-    return torch.where(distance < exact, distance, far) + half * (offset > 0)
-
-
 def time_plan(table: Tensor, frames: int, window: int, max_distance: int, head_size: int) -> TimePlan:
     """table: relative bias (buckets, heads)."""
     buckets, heads = table.shape
@@ -84,7 +72,7 @@ def time_plan(table: Tensor, frames: int, window: int, max_distance: int, head_s
         shape = (stop - start, high - low, low - start)
         if shape not in made:
             keys, rows = (torch.arange(count, device=table.device) for count in (shape[1], shape[0]))
-            bucket = distance_bucket(keys + shape[2] - rows[:, None], buckets, max_distance)
+            bucket = relative_buckets(keys + shape[2] - rows[:, None], buckets, max_distance)
             bias = wide(table)[bucket].permute(2, 0, 1)
             made[shape] = bias.masked_fill(~band_mask(*shape, window, table.device), float("-inf"))[None]
         bands.append(Band(start, stop, low, high, made[shape]))

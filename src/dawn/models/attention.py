@@ -27,6 +27,18 @@ def band_mask(queries: int, keys: int, offset: int, window: int, device: torch.d
     return (i - j).abs() <= window
 
 
+def relative_buckets(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
+    """Bucket of key frame less query frame (T5: Raffel et al. 2020): half of them for each direction, of these the first
+    half exact, the rest logarithmic up to ``max_distance``."""
+    half = buckets // 2
+    exact = half // 2
+    distance = offset.abs()
+    ratio = torch.log(distance.clamp_min(1).double() / exact) / torch.log(torch.tensor(max_distance / exact).double())
+    # Exact powers must not fall into the bucket below by rounding.
+    far = (exact + torch.floor(ratio * (half - exact) + 1e-9).long()).clamp_max(half - 1)
+    return torch.where(distance < exact, distance, far) + half * (offset > 0)
+
+
 def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 128, valid: Tensor | None = None) -> Tensor:
     """Banded attention in blocks of queries, equal to dense attention under ``band_mask``.
 

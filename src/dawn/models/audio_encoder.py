@@ -35,9 +35,6 @@ EDGE_SAMPLES = FFT_SAMPLES // 2
 DYNAMIC_RANGE = 8.0
 """Everything more than 8 decades (log10 of power) below the peak counts as silence."""
 
-SPEECH_PEAK = 2.0
-"""Usual loudest log10 mel power of a speech recording (median of 24 clips: 1.9). Fixed, so that features stay local."""
-
 HEAD_WIDTH = 64
 POSITIONS = 1_500
 VECTORS_PER_FRAME = 2

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dawn import landmarks as lm
 from dawn.config import DetailConfig
 from dawn.models.blocks import DownBlock, ResBlock, SameBlock, UpBlock
-from dawn.models.regions import inside_polygon
+from dawn.models.regions import inside_polygon, opening_growth
 
 REFERENCE_SIZE_PX = 128
 """The picture size for which the configuration's windows are given."""
@@ -148,9 +148,7 @@ class DetailPainter(nn.Module):
         Where the source shows as much of the mouth as is wanted, its own teeth are better than painted ones.
         """
         areas = torch.stack((wanted.sum((1, 2)), shown.sum((1, 2))))
-        least, most = areas.amin(0), areas.amax(0)
-        few = FEW_PX * (self.size / REFERENCE_SIZE_PX) ** 2
-        changed = (1.5 * (1 - least / most.clamp_min(1e-3))).clamp(0, 1) * most / (most + few)
+        changed = opening_growth(areas.amin(0), areas.amax(0), FEW_PX * (self.size / REFERENCE_SIZE_PX) ** 2)
         return (PAINTED_FLOOR + (1 - PAINTED_FLOOR) * changed)[:, None, None, None]
 
     def _relative(self, organ: Organ, landmarks: Tensor, window: Window) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dawn.config import LFGConfig
 from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, warp
 from dawn.models.detail import DetailPainter
-from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours, lid_flow
+from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours, lid_flow, opening_growth
 
 
 class Source(NamedTuple):
@@ -86,11 +86,6 @@ class PixelwiseFlowPredictor(nn.Module):
         return Flow(grid, torch.sigmoid(out[:, -1:]))
 
 
-def _growth(before: Tensor, after: Tensor) -> Tensor:
-    """How much of an area (B,) is new, in [0, 1]; a few cells of softened outline are no opening."""
-    return (1.5 * (1 - before / after.clamp_min(1e-3))).clamp(0, 1) * (after / (after + 4.0))
-
-
 class LatentFlowGenerator(nn.Module):
     """The ``lite`` generator: landmark regions, pixelwise flow, multi-scale warp and blend."""
 
@@ -147,16 +142,16 @@ class LatentFlowGenerator(nn.Module):
         out = torch.zeros_like(driving[:, :1])
         after, before = driving.sum((2, 3)), source.sum((2, 3))
         for index, strength in ((inner, 1.0), (2, eye), (3, eye)):
-            share = strength * _growth(before[:, index], after[:, index])
+            share = strength * opening_growth(before[:, index], after[:, index])
             out = torch.maximum(out, share[:, None, None, None] * driving[:, index : index + 1])
-        closing = self.config.closing_suppression * _growth(after[:, inner], before[:, inner])
+        closing = self.config.closing_suppression * opening_growth(after[:, inner], before[:, inner])
         out = torch.maximum(out, closing[:, None, None, None] * driving[:, outer : outer + 1])
         if self.config.lid_flow:
             return out
         # A shut eye's polygon is a line: lids are painted over the cells around it.
         lids = (2 * F.max_pool2d(driving[:, 2:4], 5, 1, 2)).clamp_max(1)
         for index in (2, 3):
-            closing = eye * _growth(after[:, index], before[:, index])
+            closing = eye * opening_growth(after[:, index], before[:, index])
             out = torch.maximum(out, closing[:, None, None, None] * lids[:, index - 2 : index - 1])
         return out
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dawn.config import PublishedPBNetConfig
-from dawn.models.attention import FeedForward, band_mask
+from dawn.models.attention import FeedForward, band_mask, relative_buckets
 from dawn.models.pbnet import Posterior
 
 POSE_MIN = (-90.0, -90.0, -90.0, 0.0, 0.0, 0.0)
@@ -61,20 +61,6 @@ def rotate_pairs(x: Tensor, size: int) -> Tensor:
     a, b = x[..., 0:size:2], x[..., 1:size:2]
     turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
     return torch.cat((turned, x[..., size:]), -1)
-
-
-def relative_buckets(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
-    """Bucket of each offset (key frame - query frame), int64 (Raffel et al. 2020).
-
-    Half of the buckets belong to keys after the query. Of each half, the first half holds single distances, the
-    rest grows logarithmically up to ``max_distance``; what lies beyond shares the last one.
-    """
-    side = buckets // 2
-    exact = side // 2
-    distance = offset.abs()
-    far = torch.log(distance.clamp_min(1).float() / exact) / math.log(max_distance / exact) * (side - exact)
-    bucket = torch.where(distance < exact, distance, (exact + far.long()).clamp_max(side - 1))
-    return bucket + side * (offset > 0)
 
 
 def biased_local_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, block: int = BLOCK_FRAMES) -> Tensor:

@@ -194,3 +194,8 @@ def inside_polygon(x: Tensor, y: Tensor, polygon: Tensor, softness: float) -> Te
     sign = 1 - 2 * (crosses.sum(1) % 2).to(distance.dtype)
     value = torch.sigmoid(-sign * distance / softness)
     return torch.where(sign * distance < CONTOUR_MARGIN_CELLS, value, torch.zeros_like(value))
+
+
+def opening_growth(before: Tensor, after: Tensor, few: float = 4.0) -> Tensor:
+    """How much of an area (B,) is new, in [0, 1]. few: areas of so many cells may be nothing but a softened outline."""
+    return (1.5 * (1 - before / after.clamp_min(1e-3))).clamp(0, 1) * (after / (after + few))

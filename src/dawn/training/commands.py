@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from dawn.checkpoint import PARTS, assemble, load_part, read_config, save_part
+from dawn.checkpoint import PARTS, assemble, load_mean_face, load_part, read_config, save_part
 from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, parse
 from dawn.errors import ConfigError, OutputError
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import pose_change
 from dawn.models.motion_space import MotionSpace
 from dawn.training.a2v_recipe import A2VRecipe, A2VTrainConfig
-from dawn.training.data import ClipStore, load_mean_face
+from dawn.training.data import ClipStore
 from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
 from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
 from dawn.training.loop import TrainConfig, train

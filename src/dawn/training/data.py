@@ -5,24 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dawn import landmarks as lm
 from dawn.errors import InputError
 from dawn.models.blocks import identity_grid
-
-
-def load_mean_face() -> Tensor:
-    """The mean face (478, 3) that pose is measured against."""
-    return load_file(str(files("dawn").joinpath("assets/mean_face.safetensors")))["mean_face"]
 
 
 @dataclass

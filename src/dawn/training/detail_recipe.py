@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dawn.checkpoint import read_weights
+from dawn.checkpoint import load_into, read_weights
 from dawn.config import LFGConfig
 from dawn.errors import CheckpointError, ConfigError
 from dawn.models.blocks import fold_for_inference
@@ -191,7 +191,7 @@ def load_generator(network: LatentFlowGenerator, path: Path) -> None:
     wrong = sorted(own.keys() ^ (tensors.keys() | painter.keys()))
     if wrong:
         raise CheckpointError(f"{path}: not a generator of this configuration ({wrong[0]} and {len(wrong) - 1} more differ)")
-    network.load_state_dict({key: value.to(own[key].dtype) for key, value in (painter | tensors).items()})
+    load_into(network, painter | tensors, str(path))
 
 
 def _turned(organ: Organ, x: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dawn import landmarks as lm
-from dawn.checkpoint import save_part
+from dawn.checkpoint import load_mean_face, save_part
 from dawn.config import LFGConfig
-from dawn.training.data import ClipStore, PairBatch, contact_sheet, load_mean_face, mirror_permutation, widest_mouth_pair
+from dawn.training.data import ClipStore, PairBatch, contact_sheet, mirror_permutation, widest_mouth_pair
 from dawn.training.loop import Recipe
 
 

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dawn.checkpoint import load_into, read_config, read_preset, read_weights, save_part
+from dawn.checkpoint import load_into, load_mean_face, read_config, read_preset, read_weights, save_part
 from dawn.config import PaperLFGConfig, PaperPresetConfig, UNetConfig
 from dawn.diffusion.gaussian import NoiseSchedule, cosine_schedule, dynamic_threshold
 from dawn.errors import CheckpointError, ConfigError, InputError
@@ -30,7 +30,7 @@ from dawn.models.face_mask import MaskEncoder, face_mask
 from dawn.models.paper_lfg import PaperLFG
 from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
 from dawn.preprocess.published_conditions import assemble_conditions, points_68, published_box, published_ear, published_pose
-from dawn.training.data import Clip, load_mean_face
+from dawn.training.data import Clip
 from dawn.training.loop import Recipe, TrainConfig
 from dawn.training.motion_data import MotionStore
 from dawn.training.paper_lfg_recipe import LUMA_CHROMA

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dawn.checkpoint import load_into, read_weights
+from dawn.checkpoint import load_into, load_mean_face, read_weights
 from dawn.config import AudioConfig, PaperLFGConfig, PublishedPBNetConfig, UNetConfig
 from dawn.errors import ConfigError
 from dawn.models.audio_encoder import AudioEncoder, HubertAudioEncoder, WhisperAudioEncoder, load_hubert
-from dawn.training.data import ClipStore, load_mean_face
+from dawn.training.data import ClipStore
 from dawn.training.loop import Recipe, TrainConfig
 from dawn.training.motion_data import MotionStore
 from dawn.training.paper_a2v_recipe import PaperA2VRecipe, PaperA2VTrainConfig
