@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dawn.config import PaperLFGConfig, UNetConfig
 from dawn.models.a2v_unet import A2VUNet
+from dawn.models.paper_lfg import PaperLFG
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PATHS = ("quick", "plain")
@@ -185,11 +186,6 @@ def case(args: argparse.Namespace, frames: int, name: str, rate: float, exact: d
 
 def decoding(args: argparse.Namespace, frames: int = 16, batch: int = 4) -> None:
     """Source encoded once, frames decoded in batches; median of all batches but the first."""
-    try:
-        from dawn.models.paper_lfg import PaperLFG
-    except ImportError:
-        print("decoding: no PaperLFG here")
-        return
     size = 4 * args.side
     if size % 128:
         print(f"decoding: the published generator needs latents of 32, 64, ... cells, not {args.side}")

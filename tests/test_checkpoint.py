@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from conftest import TINY, random_bundle, write_preset
 from dawn.checkpoint import PARTS, file_sha256, find_preset, load_part, read_config, save_part, shipped_presets
-from dawn.config import PresetConfig
+from dawn.config import FineConfig, PresetConfig, parse
 from dawn.errors import CheckpointError, ConfigError, DawnError
 from dawn.models.bundle import Bundle
-from dawn.pipeline import Dawn
+from dawn.pipeline import Dawn, load_bundle
+from dawn.training.commands import pack
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def test_every_parameter_is_in_the_preset(tiny_preset: Path) -> None:
     assert config.model_copy(update={"sha256": {}}) == TINY and set(config.sha256) == set(PARTS)
 
 
-def flip_byte(folder: Path) -> None:
-    path = folder / "lfg.safetensors"
+def flip_byte(folder: Path, part: str = "lfg") -> None:
+    path = folder / f"{part}.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
@@ -132,3 +133,45 @@ def test_unknown_preset_names_what_there_is(tmp_path: Path, monkeypatch: pytest.
         find_preset("lite-128")
     write_preset(tmp_path / "weights" / "small")
     assert shipped_presets() == ["small"] and find_preset("small") == tmp_path / "weights" / "small"
+
+
+@pytest.fixture
+def sharing(tiny_preset: Path, tmp_path: Path) -> Path:
+    """A preset with a generator of its own that has the rest from the preset beside it."""
+    shutil.copytree(tiny_preset, tmp_path / "tiny-64")
+    config = TINY.model_copy(update={"lfg": TINY.lfg.model_copy(update={"image_size_px": 128, "fine": FineConfig()})})
+    generator = random_bundle(config, seed=5).lfg
+    save_part(tmp_path / "run", "lfg", generator, config.lfg)
+    pack("tiny-128", {"lfg": tmp_path / "run"}, tmp_path / "tiny-128", shares="tiny-64")
+    return tmp_path / "tiny-128"
+
+
+def test_a_preset_shares_parts_with_the_one_beside_it(sharing: Path) -> None:
+    assert sorted(path.name for path in sharing.iterdir()) == ["config.json", "lfg.safetensors"]
+    shared, own = load_bundle(sharing), load_bundle(sharing.parent / "tiny-64")
+    assert isinstance(shared, Bundle) and isinstance(own, Bundle)
+    assert shared.config.name == "tiny-128" and shared.config.lfg.decoded_size_px == 64
+    for part in ("a2v", "audio", "motion", "pbnet"):
+        theirs = getattr(own, part).state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in getattr(shared, part).state_dict().items())
+    assert any(key.startswith("fine.") for key in shared.lfg.state_dict())
+
+
+def test_a_shared_part_is_checked_too(sharing: Path) -> None:
+    flip_byte(sharing.parent / "tiny-64", "a2v")
+    with pytest.raises(CheckpointError, match=r"a2v.safetensors: damaged"):
+        load_bundle(sharing)
+    shutil.rmtree(sharing.parent / "tiny-64")
+    with pytest.raises(CheckpointError, match=r"tiny-64.*weights are missing"):
+        load_bundle(sharing)
+
+
+def test_sharing_with_nothing_is_refused(tiny_preset: Path, tmp_path: Path) -> None:
+    save_part(tmp_path / "run", "lfg", random_bundle().lfg, TINY.lfg)
+    with pytest.raises(ConfigError, match=r"no folder for a2v, audio, motion, pbnet: give --a2v DIR, or --shares PRESET"):
+        pack("p", {"lfg": tmp_path / "run"}, tmp_path / "p")
+    with pytest.raises(ConfigError, match=r"--shares gone: .*is no other preset"):
+        pack("p", {"lfg": tmp_path / "run"}, tmp_path / "p", shares="gone")
+    assert not (tmp_path / "p").exists()
+    with pytest.raises(ConfigError, match="shares"):
+        parse(PresetConfig, {"name": "p", "shares": "../elsewhere"}, "x")

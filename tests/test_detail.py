@@ -123,6 +123,7 @@ def test_folding_and_batches_change_nothing(painter: DetailPainter, images: Tens
 def test_larger_pictures_have_larger_windows() -> None:
     assert DetailPainter(SMALL, 256).windows["mouth"] == (80, 64)
     assert DetailPainter(SMALL, 64).windows["mouth"] == (40, 32)
+    assert DetailPainter(SMALL, 256).mouth.patch == 2 * DetailPainter(SMALL, 64).mouth.patch == 4
 
 
 def test_teeth_that_the_portrait_shows_are_left_alone(painter: DetailPainter, images: Tensor) -> None:

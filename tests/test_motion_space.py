@@ -12,7 +12,7 @@ from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face, load_part, save_part
 from dawn.config import MotionSpaceConfig
 from dawn.models.face_geometry import lip_aperture, remove_pose
-from dawn.models.motion_space import MotionSpace, keep_lips_apart, split_landmarks
+from dawn.models.motion_space import CLOSING, CLOSING_BELOW, MotionSpace, keep_lips_apart, split_landmarks
 
 CONFIG = MotionSpaceConfig(lower=5, upper=3)
 
@@ -126,6 +126,31 @@ def test_rest_closes_the_mouth(space: MotionSpace, clips: list[Tensor]) -> None:
     code[0, space.lower] = space.lower_at_rest(opened, closed)
     made = lip_aperture(space.shapes(code, opened))
     assert float(made) == pytest.approx(float(lip_aperture(closed)), abs=1e-3)
+
+
+def test_the_opening_direction_opens_the_lips(space: MotionSpace) -> None:
+    direction = space.opening_direction()
+    assert not direction[space.upper].any()
+    before, after = (lip_aperture(space.shapes(0.05 * k * direction[None], open_face())) for k in range(2))
+    eyes = (open_face()[lm.EYE_OUTER_CORNERS[0]] - open_face()[lm.EYE_OUTER_CORNERS[1]]).norm()
+    assert float((after - before) * eyes) == pytest.approx(0.05, rel=0.05)
+
+
+def test_small_openings_close_and_wide_ones_stay(space: MotionSpace) -> None:
+    wide = float(lip_aperture(open_face()))
+    code = torch.linspace(-1.5 * wide, 0.1, 40)[:, None] * space.opening_direction()
+    code[:, space.upper] = torch.randn(40, space.config.upper, generator=torch.Generator().manual_seed(1))
+    shapes = [space.shapes(x, open_face()) for x in (code, space.close_lips(code, open_face()))]
+    before, after = (lip_aperture(x) for x in shapes)
+    upper, lower = zip(*lm.INNER_LIP_PAIRS, strict=True)
+    apart = (shapes[1][:, lower, 1] - shapes[1][:, upper, 1] > 1e-4).all(1)  # made-up motion lets single pairs meet early
+    wanted = before - CLOSING * torch.exp(-(before / CLOSING_BELOW).square())
+    assert int(apart.sum()) > 10
+    torch.testing.assert_close(after[apart], wanted[apart], atol=2e-3, rtol=0)
+    assert float((after - before)[before > 0.15].abs().max()) < 1e-3 and float((after - before).max()) < 1e-3
+    assert float((before - after).max()) > 1e-3
+    assert (after.diff() > -1e-4).all(), "the order of openings is kept"
+    assert torch.equal(space.close_lips(code, open_face())[:, space.upper], code[:, space.upper])
 
 
 def test_crossing_lips_meet_in_the_middle() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from dawn.checkpoint import PAPER_PARTS, assemble
 from dawn.cli import main
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, RegionsConfig, UNetConfig
 from dawn.convert import a2v_keys, lfg_keys
-from dawn.diffusion.gaussian import cosine_schedule, ddim
+from dawn.diffusion.gaussian import cosine_schedule, ddim, ddim_times, dpm_solver, dpm_times
 from dawn.errors import CheckpointError, ConfigError, MotionError
 from dawn.models.a2v_unet import A2VUNet
 from dawn.models.bundle import PaperBundle
@@ -29,6 +31,7 @@ from dawn.pipeline import Dawn
 from dawn.preprocess.published_conditions import assemble_conditions
 from dawn.structs import Face, Speech
 from official import constructed, drawn, key_list, parity, relative_error
+from test_unet import small_clip, small_network
 
 Say = Callable[[int], Speech]
 TOLERANCE = 1e-5
@@ -94,6 +97,43 @@ def test_the_whole_sampler_is_the_published_one(published: tuple[A2VUNet, PaperL
     assert relative_error(frames, true["video"][0].transpose(0, 1)) < TOLERANCE
 
 
+@torch.inference_mode()
+def test_dpm_solver_leads_where_ddim_does_on_the_network() -> None:
+    """A small U-Net with rule-made weights, from the first time of DDIM's ten. Where the deterministic flow leads is found by
+    DDIM without noise in nearly two hundred steps, evenly spread in the logarithm of signal to noise."""
+    network, clip, schedule = small_network(), small_clip(2), cosine_schedule()
+    conditions = network.prepare(clip.source, clip.mask, clip.condition)
+
+    def epsilon(x: Tensor, time: int) -> Tensor:
+        return network(x, torch.tensor([time]), conditions)
+
+    first = ddim_times(10)[0][0]
+    product = schedule.alphas_cumprod.double()
+
+    def ddim_over(times: list[int]) -> Tensor:
+        x = clip.x.double()
+        for time, following in pairwise([*times, -1]):
+            noise = epsilon(x.float(), time).double()
+            after = product[following] if following >= 0 else torch.ones(())
+            x = after.sqrt() * (x - (1 - product[time]).sqrt() * noise) / product[time].sqrt() + (1 - after).sqrt() * noise
+        return x
+
+    ratio = torch.logit(product)
+    wanted = torch.linspace(float(ratio[first]), float(ratio[0]), 240, dtype=torch.float64)
+    limit = ddim_over(torch.unique((ratio[None] - wanted[:, None]).abs().argmin(1)).flip(0).tolist())
+
+    def distance(steps: int) -> float:
+        made = dpm_solver(epsilon, clip.x, schedule, steps, start_time=first, threshold_quantile=None)
+        return relative_error(made, limit)
+
+    five, ten, twenty = (distance(steps) for steps in (5, 10, 20))
+    published = ddim(epsilon, clip.x, schedule, 10, eta=0, shifted_alpha=False, threshold_quantile=None)
+    same_times = ddim_over(dpm_times(schedule, 10, start_time=first))
+    assert five > 1.6 * ten and ten > 1.6 * twenty
+    assert ten < 0.85 * relative_error(published, limit)
+    assert ten < 0.85 * relative_error(same_times, limit)
+
+
 class FakeHubert(nn.Module):
     """Framing and size of HuBERT, features of the sound's running means."""
 
@@ -147,6 +187,20 @@ def test_samplers_differ_and_guidance_has_a_say(model: Dawn, speech: Say) -> Non
         assert np.abs(other.expression - base.expression).max() > 1e-4, options
     still = model("x.png", speech(6), steps=3, still=True).motion
     assert not still.pose.any() and np.array_equal(still.blink, base.blink)
+
+
+def test_the_portrait_is_encoded_once(model: Dawn, speech: Say, portrait_face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    lfg, seen = model.bundle.lfg, []
+    encode = lfg.encode
+    monkeypatch.setattr(lfg, "encode", lambda image: seen.append(image) or encode(image))
+    video = model("x.png", speech(5), steps=1)
+    frames = stacked(video)
+    assert len(seen) == 1 and (stacked(video) == frames).all() and len(seen) == 1
+    mirrored = replace(portrait_face, crop=portrait_face.crop[:, ::-1])
+    other = stacked(model.render(mirrored, video.motion))
+    assert len(seen) == 2 and (other != frames).any(), "another portrait is another source"
+    assert (stacked(model.render(replace(mirrored), video.motion)) == other).all()
+    assert (stacked(video) == frames).all(), "and the first one again"
 
 
 def test_motion_can_be_kept_and_rendered_again(model: Dawn, speech: Say, tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ from torch import Tensor
 from dawn.config import PublishedPBNetConfig
 from dawn.convert.pbnet_keys import config_from_options, from_official
 from dawn.errors import ConfigError
+from dawn.models.attention import banded_attention, relative_bands, relative_buckets
 from dawn.models.published_pbnet import (
     PublishedPBNet,
-    biased_local_attention,
     denormalise_pose,
     normalise_pose,
-    relative_buckets,
     rotate_pairs,
     sinusoidal_positions,
 )
@@ -80,11 +79,13 @@ def test_the_two_windows_are_told_apart() -> None:
 def test_banded_attention_is_dense_attention_with_bias_and_mask(frames: int, window: int, block: int) -> None:
     generator = torch.Generator().manual_seed(frames)
     q, k, v = torch.randn(3, 2, 3, frames, 8, generator=generator)
-    bias = torch.randn(3, 2 * window + 1, generator=generator)
+    table = torch.randn(16, 3, generator=generator)
     offset = torch.arange(frames)[None] - torch.arange(frames)[:, None]
-    scores = q @ k.transpose(-1, -2) / 8**0.5 + bias[:, (offset + window).clamp(0, 2 * window)]
+    scores = q @ k.transpose(-1, -2) / 8**0.5 + table[relative_buckets(offset, 16, 12)].permute(2, 0, 1)
     dense = scores.masked_fill(offset.abs() > window, float("-inf")).softmax(-1) @ v
-    torch.testing.assert_close(biased_local_attention(q, k, v, bias, window, block), dense, atol=2e-6, rtol=0)
+    bands = relative_bands(table, frames, window, 12, block)
+    assert [band.start for band in bands] == list(range(0, frames, block))
+    torch.testing.assert_close(banded_attention(q, k, v, bands), dense, atol=2e-6, rtol=0)
 
 
 def test_relative_buckets_are_the_published_ones() -> None:

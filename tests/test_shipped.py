@@ -46,6 +46,13 @@ def test_speech_moves_the_lips_and_a_pause_closes_them(model: Dawn, spoken: Vide
     assert opening[PAUSE].mean() < 0.5 * opening.mean()
 
 
+def test_speakers_shut_their_lips(model: Dawn, spoken: Video) -> None:
+    """But they do not mumble: half of the time or more the lips are apart (the example's long pause is left out)."""
+    opening = np.delete(apertures(model, spoken), np.arange(70, 95))
+    assert 0.15 < (opening < 0.02).mean() < 0.5
+    assert np.percentile(opening, 80) > 0.05
+
+
 def test_silence_gives_a_closed_still_mouth(model: Dawn, spoken: Video) -> None:
     silence = Speech(np.zeros(4 * SPEECH_RATE_HZ, np.float32), 4.0)
     opening = apertures(model, model(EXAMPLES / "portrait.png", silence, seed=3))

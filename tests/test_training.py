@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face, save_part
-from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig
+from dawn.config import A2VConfig, AudioConfig, DetailConfig, FineConfig, LFGConfig, MotionSpaceConfig, PBNetConfig
 from dawn.errors import CheckpointError, ConfigError
 from dawn.models.audio_encoder import FRAME_SAMPLES, WhisperAudioEncoder
 from dawn.models.lfg import LatentFlowGenerator
@@ -43,17 +43,18 @@ A2V = A2VConfig(audio_size=128, motion_size=MOTION.size, source_size=MOTION.size
                 window_frames=6)  # fmt: skip
 PB = PBNetConfig(audio_size=128, width=32, layers=1, heads=2, latent_size=4, window_frames=10,
                  latent_smoothing_frames=(2.0, 4.0))  # fmt: skip
+FINE = LFG.model_copy(update={"fine": FineConfig(painter=DetailConfig(mouth_width=8, eye_width=8, res_blocks=1))})
 QUICK = {"batch": 4, "warmup_steps": 1, "log_every": 1, "sheet_every": 1000, "save_every": 1000, "precision": "fp32"}
 
-PICTURES = ("lfg", "detail")
+PICTURES = ("lfg", "detail", "fine")
 """Parts whose runs are looked at."""
 
 MakeRecipe = Callable[..., Recipe]
 
 
 def file_of(part: str) -> str:
-    """The painter is a part of the generator."""
-    return "lfg" if part == "detail" else part
+    """The painter and the fine stage are parts of the generator."""
+    return "lfg" if part in PICTURES else part
 
 
 def test_lists_and_null_reach_the_networks() -> None:
@@ -131,10 +132,11 @@ def recipes(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     store = MotionStore(ClipStore(clips), load_mean_face(), encoder, folder / "audio", 2)
     assert (folder / "audio" / "audio_1.safetensors").is_file()
     save_part(folder, "lfg", LatentFlowGenerator(LFG.model_copy(update={"detail": None})), LFG)
-    EXTRA["detail"]["start"] = str(folder / "lfg.safetensors")
+    EXTRA["detail"]["start"] = EXTRA["fine"]["start"] = str(folder / "lfg.safetensors")
     return {
         "lfg": (lambda config: LFGRecipe(config, LFG, clips, clips), LFGTrainConfig),
         "detail": (lambda config: DetailRecipe(config, LFG, clips, clips), DetailTrainConfig),
+        "fine": (lambda config: DetailRecipe(config, FINE, clips, clips, "fine"), DetailTrainConfig),
         "a2v": (lambda config: A2VRecipe(config, A2V, motion, store, store), A2VTrainConfig),
         "pbnet": (lambda config: PBNetRecipe(config, PB, motion, store, store), PBNetTrainConfig),
     }
@@ -142,6 +144,7 @@ def recipes(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 EXTRA: dict[str, dict[str, Any]] = {
     "detail": {"adversarial_from": 10**6, "lr": 3e-3},
+    "fine": {"adversarial_from": 10**6, "lr": 3e-3},
     "lfg": {"perceptual_weight": 0, "adversarial_from": 10**6, "lr": 3e-3},
     "a2v": {"lr": 3e-3, "window_frames": 24},
     "pbnet": {"lr": 3e-3, "window_frames": 24, "long_frames": 30},
@@ -154,7 +157,8 @@ def records(out: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("part", "figure"), [("lfg", "pixel"), ("detail", "mouth_pixel"), ("a2v", "flow"), ("pbnet", "error")]
+    ("part", "figure"),
+    [("lfg", "pixel"), ("detail", "mouth_pixel"), ("fine", "mouth_pixel"), ("a2v", "flow"), ("pbnet", "error")],
 )
 def test_loss_falls_on_one_batch(
     part: str, figure: str, recipes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,7 +192,7 @@ def state(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["lfg", "detail", "a2v", "pbnet"])
+@pytest.mark.parametrize("part", ["lfg", "detail", "fine", "a2v", "pbnet"])
 def test_resume_is_exact(part: str, recipes: dict, tmp_path: Path) -> None:
     make, kind = recipes[part]
     extra = EXTRA[part] | ({"adversarial_from": 2} if part in PICTURES else {})
@@ -211,7 +215,7 @@ def test_resume_is_exact(part: str, recipes: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["lfg", "detail", "a2v", "pbnet"])
+@pytest.mark.parametrize("part", ["lfg", "detail", "fine", "a2v", "pbnet"])
 def test_a_run_leaves_its_files(part: str, recipes: dict, tmp_path: Path) -> None:
     make, kind = recipes[part]
     config = kind(steps=2, **QUICK | {"log_every": 2}, **EXTRA[part])
@@ -226,8 +230,8 @@ def test_a_run_leaves_its_files(part: str, recipes: dict, tmp_path: Path) -> Non
     assert sheet.is_file() == (part in PICTURES)
     if part in PICTURES:
         with Image.open(sheet) as picture:
-            windows = 6 * 64 if part == "detail" else 0
-            assert picture.size == (3 * max(SIZE_PX, 64 if windows else 0), 5 * SIZE_PX + windows)
+            windows = 0 if part == "lfg" else 6 * 64
+            assert picture.size == (3 * SIZE_PX, 5 * SIZE_PX + windows)
     with pytest.raises(CheckpointError, match="cannot resume"):
         other = kind(steps=3, **QUICK, **EXTRA[part])
         recipe = make(other)

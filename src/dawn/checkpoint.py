@@ -1,7 +1,8 @@
 """Weights and configuration on disk: safetensors and JSON, loaded strictly, never pickled.
 
-A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of ``PARTS``. Training writes
-single parts (``<part>.safetensors`` + ``<part>.json``); ``assemble`` makes a preset of them.
+A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of ``PARTS``; parts may be shared
+with the preset beside it that the configuration names. Training writes single parts (``<part>.safetensors`` + ``<part>.json``);
+``assemble`` makes a preset of them.
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ def read_preset(folder: Path) -> PresetConfig | PaperPresetConfig:
     if isinstance(values, dict) and values.get("kind") == "paper":
         return parse(PaperPresetConfig, values, str(path))
     return parse(PresetConfig, values, str(path))
+
+
+def part_path(folder: Path, part: str, shares: str | None = None) -> Path:
+    """Weight file of a part: in the preset's folder, or in that of the preset with which it shares."""
+    own = folder / f"{part}.safetensors"
+    return own if shares is None or own.is_file() else folder.parent / shares / own.name
 
 
 def load_mean_face() -> Tensor:
@@ -142,11 +149,14 @@ def load_part(folder: Path, part: str, network: nn.Module) -> None:
     load_into(network, read_weights(path), str(path))
 
 
-def assemble(preset: PresetConfig | PaperPresetConfig, networks: dict[str, nn.Module], folder: Path,
-             half: bool = True) -> None:  # fmt: skip
-    """Write a whole preset: safetensors (fp16 if ``half``) and ``config.json`` with checksums."""
+def assemble(preset: PresetConfig | PaperPresetConfig, networks: dict[str, nn.Module], folder: Path, half: bool = True,
+             shared: dict[str, str] | None = None) -> None:  # fmt: skip
+    """Write a whole preset: safetensors (fp16 if ``half``) and ``config.json`` with checksums.
+
+    shared: checksums of the parts that the preset has from the one beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    sums = {}
+    sums = dict(shared or {})
     for part in sorted(networks):
         save_part(folder, part, networks[part], preset, half)
         (folder / f"{part}.json").unlink()

@@ -229,7 +229,8 @@ def _training_commands() -> Any:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    _training_commands().pack(args.name, {part: getattr(args, part) for part in given.PACKED_PARTS}, args.output)
+    parts = {part: folder for part in given.PACKED_PARTS if (folder := getattr(args, part)) is not None}
+    _training_commands().pack(args.name, parts, args.output, shares=args.shares)
     if not args.quiet:
         size_mb = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
         print(f"{args.output}: preset {args.name}, {size_mb:.1f} MB")
@@ -247,13 +248,25 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    clips = [path for path in (args.clips, args.clips_too) if path]
+    if args.generated and (clips or args.preset or args.also):
+        raise ConfigError(f"--generated {args.generated[0]}: measures finished videos; leave clips, --preset and --also out")
+    if not args.generated and len(clips) != 1:
+        raise ConfigError(f"{len(clips)} folders of prepared clips: give one, or --generated MADE REAL")
     if args.json:
         _check_output(args.json, (".json",))
-    from dawn.evaluation.report import evaluate_preset, format_report
+    from dawn.evaluation.report import evaluate_folders, evaluate_preset
+    from dawn.evaluation.table import format_report
     from dawn.media.files import replacing
 
     with _progress_bar(args) as progress:
-        result = evaluate_preset(args.preset, args.clips, args.sface, progress)
+        if args.generated:
+            made, real = args.generated
+            result = evaluate_folders(made, real, args.sface, progress, limit=args.limit, judge=args.judge)
+        else:
+            preset = args.preset or given.DEFAULT_PRESET
+            result = evaluate_preset(preset, clips[0], args.sface, progress, also=args.also, limit=args.limit,
+                                     judge=args.judge)  # fmt: skip
     if args.json:
         with replacing(args.json, (".json",)) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

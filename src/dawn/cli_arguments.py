@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 PACKED_PARTS = ("lfg", "a2v", "pbnet", "motion", "audio")
-TRAINED_PARTS = ("lfg", "detail", "a2v", "pbnet", "paper-lfg", "paper-a2v", "paper-pose", "paper-blink")
+TRAINED_PARTS = ("lfg", "detail", "fine", "a2v", "pbnet", "sync", "paper-lfg", "paper-a2v", "paper-pose", "paper-blink")
 DEFAULT_PRESET = "lite-128"
 DEFAULT_CLIP_SIZE_PX = 192
 
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
-    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512; upscaled beyond the preset's own")
+    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512 (the preset's own)")
     parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
@@ -72,7 +72,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the preset")
     for part in PACKED_PARTS:
-        parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR", help=f"has {part}.safetensors")
+        parser.add_argument(f"--{part}", type=Path, metavar="DIR", help=f"has {part}.safetensors")
+    parser.add_argument("--shares", metavar="PRESET", help="the preset beside OUT that has the parts which are not given")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
 
 
@@ -84,9 +85,15 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("clips", type=Path, help="prepared clips of people who were not trained on")
-    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
+    parser.add_argument("clips", type=Path, nargs="?", help="prepared clips of people who were not trained on")
+    parser.add_argument("--clips", type=Path, dest="clips_too", metavar="DIR", help="the same")
+    parser.add_argument("--preset", help=f"shipped preset or a preset's folder ({DEFAULT_PRESET})")
+    parser.add_argument("--also", nargs="+", action="extend", default=[], metavar="PRESET", help="further presets beside it")
+    parser.add_argument("--generated", type=Path, nargs=2, metavar=("MADE", "REAL"),
+                        help="instead of a preset: finished videos or clips against true ones of the same names")  # fmt: skip
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each person, or N videos")
     parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")
+    parser.add_argument("--judge", type=Path, metavar="F", help="another sync judge than the shipped one")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures as JSON")
 
 

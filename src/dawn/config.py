@@ -31,10 +31,22 @@ class DetailConfig(Strict):
     res_blocks: int = 2
 
 
+class FineConfig(Strict):
+    """Fine stage: decoded frames at twice the size (``models.fine``)."""
+
+    agreement: float = Field(0.06, gt=0)
+    """How unlike the decoded and the moved picture may be (mean difference of colours in [0, 1]) to share fine detail."""
+    gain: float = Field(1.2, ge=0, le=2)
+    """Strength of the portrait's fine detail; above 1 because warping softens it."""
+    painter: DetailConfig | None = DetailConfig(mouth_width=80, eye_width=48)
+    """Paint mouth and eyes at the full size too."""
+
+
 class LFGConfig(Strict):
     """Latent flow generator (paper section 3.2)."""
 
     image_size_px: int = Field(128, ge=64, le=1024, multiple_of=32)
+    """Side of its pictures."""
     widths: tuple[int, int, int] = (24, 48, 96)
     """Channels at full, half and quarter resolution."""
     res_blocks: int = 2
@@ -55,6 +67,19 @@ class LFGConfig(Strict):
     """How much of it lips take away that close a mouth which is open in the source."""
     detail: DetailConfig | None = DetailConfig()
     """Paint mouth and eyes a second time; None for the plain generator."""
+    fine: FineConfig | None = None
+    """Decode at half of ``image_size_px`` and double; None decodes at ``image_size_px``."""
+
+    @model_validator(mode="after")
+    def _halves(self) -> LFGConfig:
+        if self.fine and self.image_size_px % 64:
+            raise ValueError(f"image_size_px {self.image_size_px}: with a fine stage give a multiple of 64")
+        return self
+
+    @property
+    def decoded_size_px(self) -> int:
+        """Side of the pictures that the decoder paints."""
+        return self.image_size_px // 2 if self.fine else self.image_size_px
 
 
 class MotionSpaceConfig(Strict):
@@ -137,12 +162,26 @@ class PBNetConfig(Strict):
     dropout: float = 0.1
 
 
+class SyncJudgeConfig(Strict):
+    """The audio-lip network that judges sync (``models.sync_judge``)."""
+
+    mouth_size_px: int = Field(48, ge=16, multiple_of=16)
+    widths: tuple[int, int, int] = (32, 64, 128)
+    """Channels of the picture stream at 1/4, 1/8 and 1/16 of the side."""
+    sound_widths: tuple[int, int, int] = (24, 48, 64)
+    hidden: int = 128
+    embedding: int = 128
+    dropout: float = Field(0.2, ge=0, lt=1)
+    start_sharpness: float = Field(10.0, gt=0)
+    """Factor from cosines to logits at the start of training, which learns it."""
+
+
 class SamplerConfig(Strict):
     """Defaults of generation."""
 
     steps: int = Field(6, ge=1, le=1000)
-    guidance: float = Field(1.5, ge=0, le=10)
-    temperature: float = Field(0.3, ge=0, le=2)
+    guidance: float = Field(1.75, ge=0, le=10)
+    temperature: float = Field(0.1, ge=0, le=2)
     """Standard deviation of the starting noise: less is nearer to the mean of what fits the sound."""
     latent_temperature: float = Field(1.18, ge=0, le=3)
     """Standard deviation of PBNet's latents, set so that blinks come at a natural rate."""
@@ -245,6 +284,8 @@ class PresetConfig(Strict):
     a2v: A2VConfig = A2VConfig()
     pbnet: PBNetConfig = PBNetConfig()
     sampler: SamplerConfig = SamplerConfig()
+    shares: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the preset beside this one that has the weight files which this folder lacks."""
     sha256: dict[str, str] = Field(default_factory=dict)
     """Checksums of the weight files."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dawn import __version__, media
-from dawn.checkpoint import PARTS, file_sha256, find_preset, read_config, shipped_presets
+from dawn.checkpoint import PARTS, file_sha256, find_preset, part_path, read_config, shipped_presets
 from dawn.config import PresetConfig
 from dawn.errors import CheckpointError
 from dawn.generation import GenerateOptions
@@ -107,7 +107,7 @@ def _files(name: str) -> str:
     config = read_config(folder / "config.json", PresetConfig)
     size = 0
     for part in PARTS:
-        path = folder / f"{part}.safetensors"
+        path = part_path(folder, part, config.shares)
         if not path.is_file() or file_sha256(path) != config.sha256.get(part):
             raise CheckpointError(f"{path} is missing or differs from its checksum; install the package again")
         size += path.stat().st_size

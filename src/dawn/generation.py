@@ -146,6 +146,7 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
         bundle.a2v, audio, head, bundle.motion.describe_source(shape), steps, guidance, sampler.temperature, generator,
         progress,
     )  # fmt: skip
+    expression = torch.cat([bundle.motion.close_lips(part, shape) for part in expression.split(CHUNK_FRAMES)])
     if quiet is not None and bool(quiet.any()):
         rest = rest_expression(bundle, shape, steps, guidance)
         lower = bundle.motion.lower

@@ -6,6 +6,7 @@ with length; ``UNET_FRAMES`` bounds the part that a step needs beside what it ha
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -41,6 +42,7 @@ class PaperEngine:
         self.bundle.unet.frames_per_chunk = UNET_FRAMES
         self.device = device
         self.hubert: HubertAudioEncoder | None = None
+        self._encoded: tuple[weakref.ref[Face], PaperSource] | None = None
 
     def mean_face(self) -> Tensor:
         """(478, 3) on the CPU."""
@@ -126,8 +128,11 @@ class PaperEngine:
 
     @torch.inference_mode()
     def source(self, face: Face) -> PaperSource:
-        """The portrait, encoded."""
-        return self.bundle.lfg.encode(picture(face, self.device))
+        """The portrait, encoded. The last one is kept, because first the A2V network and then the decoder ask for it."""
+        kept = self._encoded
+        if kept is None or kept[0]() is not face:
+            self._encoded = kept = weakref.ref(face), self.bundle.lfg.encode(picture(face, self.device))
+        return kept[1]
 
     @torch.inference_mode()
     def decode(self, source: PaperSource, face: Face, motion: Motion, start: int, stop: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dawn import __version__, media
-from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, read_preset, read_weights
+from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, part_path, read_preset, read_weights
 from dawn.config import PaperPresetConfig, PresetConfig, parse
 from dawn.errors import ConfigError, NoFaceError, VideoError
 from dawn.generation import GenerateOptions, LiteEngine
@@ -133,7 +133,8 @@ class Dawn:
     def describe(self, size_px: int) -> str:
         """One phrase for metadata: preset, native size and whether it was upscaled."""
         native = self.config.lfg.image_size_px
-        scaled = "" if size_px == native else f", {native} px upscaled to {size_px} px"
+        how = "upscaled" if size_px > native else "reduced"
+        scaled = "" if size_px == native else f", {native} px {how} to {size_px} px"
         return f"preset {self.config.name}{scaled}"
 
     def __call__(self, portrait: PathLike | ImageArray, speech: PathLike | Speech, *, size: int | None = None,
@@ -142,7 +143,7 @@ class Dawn:
         """Generate a talking-head video.
 
         portrait: an image file, or an (H, W, 3) uint8 RGB array. speech: an audio or video file, or a ``Speech``.
-        size: side of the frames in pixels (128, 256, 512); above the model's own they are upscaled. face: which face
+        size: side of the frames in pixels (128, 256, 512); if it is not the model's own, they are scaled. face: which face
         of several, see ``preprocess.portrait.choose_face``. motion: render this instead of generating one.
         options: fields of ``GenerateOptions`` (seed, steps, guidance, pose_scale, blink, still, expression).
 
@@ -205,7 +206,7 @@ class Dawn:
             with torch.inference_mode():
                 frames = self.engine.decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
                 if size_px not in (None, frames.shape[-1]):
-                    frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", align_corners=False)
+                    frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", antialias=True)
                 out = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
             yield from out
 
@@ -213,9 +214,8 @@ class Dawn:
         native = self.config.lfg.image_size_px
         if size is None:
             return native
-        if size not in SIZES_PX or size < native:
-            allowed = ", ".join(str(s) for s in SIZES_PX if s >= native)
-            raise ConfigError(f"size {size}: the preset {self.config.name} can give {allowed} px")
+        if size not in SIZES_PX:
+            raise ConfigError(f"size {size}: give one of {', '.join(map(str, SIZES_PX))} px")
         return size
 
     def _fit_motion(self, motion: Motion, frames: int) -> Motion:
@@ -231,7 +231,7 @@ def load_bundle(preset: PathLike) -> Bundle | PaperBundle:
     config = read_preset(folder)
     bundle = Bundle(config) if isinstance(config, PresetConfig) else PaperBundle(config)
     for part in PARTS if isinstance(config, PresetConfig) else PAPER_PARTS:
-        path = folder / f"{part}.safetensors"
+        path = part_path(folder, part, getattr(config, "shares", None))
         load_into(getattr(bundle, part), read_weights(path, config.sha256.get(part)), str(path))
     return bundle.eval().requires_grad_(False)
 

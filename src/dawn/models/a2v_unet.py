@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dawn.config import UNetConfig
 from dawn.errors import ConfigError
-from dawn.models.attention import band_mask, relative_buckets
+from dawn.models.attention import Band, banded_attention, relative_bands
 from dawn.models.unet_blocks import (
     NORM_EPS,
     GateContext,
@@ -43,16 +43,6 @@ FLOW_CHANNELS, OCCLUSION_CHANNELS = 2, 1
 MOTION_CHANNELS = FLOW_CHANNELS + OCCLUSION_CHANNELS
 
 
-class Band(NamedTuple):
-    """Frames ``start`` to ``stop`` attend to frames ``low`` to ``high`` with an additive bias (1, heads, queries, keys)."""
-
-    start: int
-    stop: int
-    low: int
-    high: int
-    bias: Tensor
-
-
 class TimePlan(NamedTuple):
     """What all temporal attentions share: bands that cover the clip, and rotations (T, heads x head_size), complex."""
 
@@ -62,24 +52,11 @@ class TimePlan(NamedTuple):
 
 def time_plan(table: Tensor, frames: int, window: int, max_distance: int, head_size: int) -> TimePlan:
     """table: relative bias (buckets, heads)."""
-    buckets, heads = table.shape
-    queries = frames if frames <= DENSE_FRAMES else BAND_QUERIES
-    made: dict[tuple[int, int, int], Tensor] = {}
-    bands = []
-    for start in range(0, frames, queries):
-        stop = min(start + queries, frames)
-        low, high = max(0, start - window), min(frames, stop + window)
-        shape = (stop - start, high - low, low - start)
-        if shape not in made:
-            keys, rows = (torch.arange(count, device=table.device) for count in (shape[1], shape[0]))
-            bucket = relative_buckets(keys + shape[2] - rows[:, None], buckets, max_distance)
-            bias = wide(table)[bucket].permute(2, 0, 1)
-            made[shape] = bias.masked_fill(~band_mask(*shape, window, table.device), float("-inf"))[None]
-        bands.append(Band(start, stop, low, high, made[shape]))
+    bands = relative_bands(table, frames, window, max_distance, frames if frames <= DENSE_FRAMES else BAND_QUERIES)
     frequency = 1 / ROTARY_BASE ** (torch.arange(0, head_size, 2, device=table.device).float() / head_size)
     angle = torch.arange(frames, device=table.device).float()[:, None] * frequency
-    angle = angle.to(wide(table).dtype).repeat(1, 2 * heads)  # queries and keys of all heads
-    return TimePlan(tuple(bands), torch.polar(torch.ones_like(angle), angle))
+    angle = angle.to(wide(table).dtype).repeat(1, 2 * table.shape[1])  # queries and keys of all heads
+    return TimePlan(bands, torch.polar(torch.ones_like(angle), angle))
 
 
 class TemporalAttention(nn.Module):
@@ -112,12 +89,7 @@ class TemporalAttention(nn.Module):
         pair = torch.view_as_real(turned).flatten(-2).to(qkv.dtype).unflatten(-1, (2, self.heads, -1))
         query, key = pair.permute(2, 0, 3, 1, 4)
         value = qkv[..., 2 * inner :].unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        seen = []
-        for band in plan.bands:
-            keys, values = key[:, :, band.low : band.high], value[:, :, band.low : band.high]
-            queries = query[:, :, band.start : band.stop]
-            seen.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=band.bias.to(queries.dtype)))
-        heads = (seen[0] if len(seen) == 1 else torch.cat(seen, 2)).transpose(1, 2).flatten(2)
+        heads = banded_attention(query, key, value, plan.bands).transpose(1, 2).flatten(2)
         return pointwise(heads, self.to_out.weight).view(batch, pixels, frames, channels).transpose(1, 2)
 
 

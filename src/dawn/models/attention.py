@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +42,52 @@ def relative_buckets(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
     return torch.where(distance < exact, distance, far) + half * (offset > 0)
 
 
+def spans(frames: int, window: int, block: int) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, low, high): frames [start, stop), a block of queries, see keys of [low, high)."""
+    for start in range(0, frames, block):
+        stop = min(start + block, frames)
+        yield start, stop, max(0, start - window), min(frames, stop + window)
+
+
+class Band(NamedTuple):
+    """Frames ``start`` to ``stop`` attend to frames ``low`` to ``high`` with an additive bias (1, heads, queries, keys)."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+    bias: Tensor
+
+
+def relative_bands(table: Tensor, frames: int, window: int, max_distance: int, block: int) -> tuple[Band, ...]:
+    """A clip cut into blocks of queries, with the bias of a table (buckets, heads) by offset and the window's mask.
+
+    Blocks of one shape share one bias. A float64 table gives float64, any other float32.
+    """
+    buckets = table.shape[0]
+    table = table if table.dtype == torch.float64 else table.float()
+    made: dict[tuple[int, int, int], Tensor] = {}
+    bands = []
+    for start, stop, low, high in spans(frames, window, block):
+        shape = (stop - start, high - low, low - start)
+        if shape not in made:
+            rows, keys = (torch.arange(count, device=table.device) for count in shape[:2])
+            bucket = relative_buckets(keys + shape[2] - rows[:, None], buckets, max_distance)
+            mask = band_mask(*shape, window, table.device)
+            made[shape] = table.t()[:, bucket].masked_fill(~mask, float("-inf"))[None]
+        bands.append(Band(start, stop, low, high, made[shape]))
+    return tuple(bands)
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, bands: tuple[Band, ...]) -> Tensor:
+    """Attention within bands that cover the clip: equal to dense attention with bias and mask. q, k, v: (B, heads, T, d)."""
+    out = []
+    for start, stop, low, high, bias in bands:
+        keys, values = k[:, :, low:high], v[:, :, low:high]
+        out.append(F.scaled_dot_product_attention(q[:, :, start:stop], keys, values, attn_mask=bias.to(q.dtype)))
+    return out[0] if len(out) == 1 else torch.cat(out, 2)
+
+
 def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 128, valid: Tensor | None = None) -> Tensor:
     """Banded attention in blocks of queries, equal to dense attention under ``band_mask``.
 
@@ -47,9 +96,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 1
     frames = q.shape[2]
     block = frames if frames <= DENSE_LIMIT else block
     out = []
-    for start in range(0, frames, block):
-        stop = min(start + block, frames)
-        low, high = max(0, start - window), min(frames, stop + window)
+    for start, stop, low, high in spans(frames, window, block):
         mask = band_mask(stop - start, high - low, low - start, window, q.device)
         if valid is not None:
             mask = mask & valid[:, None, None, low:high]

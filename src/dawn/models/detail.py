@@ -49,24 +49,25 @@ def place_window(points: Tensor, size: int, width: int, height: int) -> Window:
 
 
 class WindowPainter(nn.Module):
-    """Changes (B, 3, h, w) to a window from what is known of it (B, C, h, w). Works at half resolution and below."""
+    """Changes (B, 3, h, w) to a window from what is known of it (B, C, h, w). A cell is ``patch`` x ``patch`` pixels."""
 
-    def __init__(self, in_channels: int, width: int, res_blocks: int) -> None:
+    def __init__(self, in_channels: int, width: int, res_blocks: int, patch: int) -> None:
         super().__init__()
-        self.first = SameBlock(4 * in_channels, width)
+        self.patch = patch
+        self.first = SameBlock(patch**2 * in_channels, width)
         self.down = DownBlock(width, 2 * width, pool_first=True)
         self.middle = nn.Sequential(*(ResBlock(2 * width) for _ in range(res_blocks)))
         self.up = UpBlock(2 * width, width)
         self.join = SameBlock(2 * width, width)
-        self.last = nn.Conv2d(width, 12, 3, padding=1)
+        self.last = nn.Conv2d(width, 3 * patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(F.pixel_unshuffle(x, 2))
+        h = self.first(F.pixel_unshuffle(x, self.patch))
         h = self.join(torch.cat((self.up(self.middle(self.down(h))), h), 1))
-        return F.pixel_shuffle(self.last(h), 2)
+        return F.pixel_shuffle(self.last(h), self.patch)
 
 
 class Organ(NamedTuple):
@@ -103,8 +104,8 @@ class DetailPainter(nn.Module):
             "eye": tuple(min(size, scale * n) for n in config.eye_window_px),
         }
         # frame, source, contours of both, place relative to the organ (2)
-        self.mouth = WindowPainter(6 + 2 * 2 + 2, config.mouth_width, config.res_blocks)
-        self.eye = WindowPainter(6 + 2 * 1 + 2, config.eye_width, config.res_blocks)
+        self.mouth = WindowPainter(6 + 2 * 2 + 2, config.mouth_width, config.res_blocks, 2 * scale)
+        self.eye = WindowPainter(6 + 2 * 1 + 2, config.eye_width, config.res_blocks, 2 * scale)
 
     def place(self, organ: Organ, landmarks: Tensor) -> Window:
         """The organ's window for landmarks (B, 478, 2 or 3) in crop units."""

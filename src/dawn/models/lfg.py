@@ -4,7 +4,7 @@
     driving regions ─ flow predictor ─▶ flow, occlusion ── warp, blend ┴▶ paint ─▶ blend with warped source ─▶ frame
 
 The source is encoded once; any number of frames is then decoded from it. Mouth and eyes are painted a second time
-(``models.detail``).
+(``models.detail``), and the frame is doubled with what a larger portrait shows (``models.fine``), as the configuration says.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from torch import Tensor, nn
 from dawn.config import LFGConfig
 from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, warp
 from dawn.models.detail import DetailPainter
+from dawn.models.fine import FineStage
 from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours, lid_flow, opening_growth
 
 
 class Source(NamedTuple):
-    """What is computed once for a portrait. features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4)."""
+    """What is computed once for a portrait. full: the picture as given, image: at the size that is decoded, (B, 3, H, W);
+    features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4); details, fine_details: of mouth and eyes at both sizes."""
 
+    full: Tensor
     image: Tensor
     features: tuple[Tensor, Tensor, Tensor]
     regions: RegionState
     contours: Tensor
     details: tuple[Tensor, ...]
+    fine_details: tuple[Tensor, ...]
 
     def expand(self, frames: int) -> Source:
         """The same portrait for every one of ``frames`` frames (no copy). B must be 1."""
@@ -38,8 +42,9 @@ class Source(NamedTuple):
 
         a, b, c = self.features
         regions = RegionState(*(grow(x) for x in self.regions))
-        details = tuple(grow(x) for x in self.details)
-        return Source(grow(self.image), (grow(a), grow(b), grow(c)), regions, grow(self.contours), details)
+        details, fine_details = (tuple(grow(x) for x in part) for part in (self.details, self.fine_details))
+        features = (grow(a), grow(b), grow(c))
+        return Source(grow(self.full), grow(self.image), features, regions, grow(self.contours), details, fine_details)
 
 
 class Flow(NamedTuple):
@@ -102,16 +107,21 @@ class LatentFlowGenerator(nn.Module):
         self.bottleneck = nn.Sequential(*(ResBlock(c) for _ in range(config.res_blocks)))
         self.up_blocks = nn.ModuleList([UpBlock(c, b), UpBlock(b + guides, a)])
         self.last = nn.Conv2d(a, 3, config.last_kernel, padding=config.last_kernel // 2)
-        self.detail = DetailPainter(config.detail, config.image_size_px) if config.detail else None
+        self.detail = DetailPainter(config.detail, config.decoded_size_px) if config.detail else None
+        self.fine = FineStage(config.fine, config.image_size_px) if config.fine else None
 
     def encode(self, image: Tensor, landmarks: Tensor) -> Source:
-        """image (B, 3, H, W) in [0, 1]; landmarks (B, 478, 2 or 3) crop units."""
+        """image (B, 3, H, W) in [0, 1], of the size to decode or a multiple of it; landmarks (B, 478, 2 or 3) crop units."""
+        full, size = image, self.config.decoded_size_px
+        image = resize(image, size, size)
         fine = self.first(image)
         middle = self.down_blocks[0](fine)
         coarse = self.down_blocks[1](middle)
         contours = draw_contours(landmarks[..., :2], 2 * self.config.flow_cells)
         details = self.detail.look(image, landmarks) if self.detail else ()
-        return Source(image, (fine, middle, coarse), self.region_provider.state(landmarks), contours, details)
+        fine_details = self.fine.look(full, landmarks) if self.fine else ()
+        regions = self.region_provider.state(landmarks)
+        return Source(full, image, (fine, middle, coarse), regions, contours, details, fine_details)
 
     def predict_flow(self, source: Source, landmarks: Tensor) -> tuple[Flow, Tensor]:
         """Driving landmarks (B, 478, 2 or 3) → flow, and the driving contours (B, G, 2h, 2w) for the decoder."""
@@ -176,8 +186,15 @@ class LatentFlowGenerator(nn.Module):
         """Frames (B, 3, H, W) for driving landmarks (B, 478, 2 or 3); a source of one portrait serves them all."""
         if source.image.shape[0] != landmarks.shape[0]:
             source = source.expand(landmarks.shape[0])
-        flow, contours = self.predict_flow(source, landmarks)
-        return self.repaint(source, self.decode(source, flow, contours).frame, landmarks).clamp(0, 1)
+        return self.redraw(source, landmarks).frame.clamp(0, 1)
+
+    def redraw(self, source: Source, landmarks: Tensor) -> Decoded:
+        """Flow, decoding, mouth and eyes, doubling: sources and driving landmarks of the same number (not clamped)."""
+        made = self.decode(source, *self.predict_flow(source, landmarks))
+        frame = self.repaint(source, made.frame, landmarks)
+        if self.fine:
+            frame = self.fine(frame, warp(source.full, made.flow.grid), landmarks, source.fine_details)
+        return made._replace(frame=frame)
 
     def repaint(self, source: Source, frame: Tensor, landmarks: Tensor) -> Tensor:
         """Mouth and eyes of decoded frames (B, 3, H, W) painted a second time, if the configuration says so (not clamped)."""
@@ -185,7 +202,4 @@ class LatentFlowGenerator(nn.Module):
 
     def forward(self, image: Tensor, source_landmarks: Tensor, driving_landmarks: Tensor) -> Decoded:
         """One source and one driving face each: the training pass."""
-        source = self.encode(image, source_landmarks)
-        flow, contours = self.predict_flow(source, driving_landmarks)
-        made = self.decode(source, flow, contours)
-        return made._replace(frame=self.repaint(source, made.frame, driving_landmarks))
+        return self.redraw(self.encode(image, source_landmarks), driving_landmarks)

@@ -17,6 +17,9 @@ from dawn.models.face_geometry import add_pose, apply_pose, eye_aspect_ratio, li
 LIP_EMPHASIS = 4.0
 """Weight of lip landmarks in the fit of the components, so that few components hold them to a fraction of a pixel."""
 EYE_EMPHASIS = 4.0
+CLOSING = 0.025
+CLOSING_BELOW = 0.05
+"""Eye distances: with these, generated openings are spread as those of the clips are (docs/log.md)."""
 
 
 def split_landmarks(mean_face: Tensor) -> tuple[list[int], list[int]]:
@@ -99,6 +102,26 @@ class MotionSpace(nn.Module):
         """Coefficients (T, K) on a source shape (478, 3) -> pose-free shapes (T, 478, 3), lips kept from crossing."""
         change = (expression * self.scale) @ self.basis
         return keep_lips_apart(source_shape + change.unflatten(-1, (478, 3)))
+
+    def opening_direction(self) -> Tensor:
+        """The likeliest change of the coefficients that opens the lips by one eye distance, (K,): lower face only.
+
+        Coefficients are of unit variance, so the likeliest change is the shortest one.
+        """
+        upper, lower = (torch.tensor([pair[k] for pair in lm.INNER_LIP_PAIRS]) * 3 + 1 for k in range(2))
+        row = self.scale * (self.basis[:, lower] - self.basis[:, upper]).mean(1)
+        row = row * (torch.arange(len(row), device=row.device) < self.config.lower)
+        return row / row.square().sum().clamp_min(1e-12)
+
+    def close_lips(self, expression: Tensor, source_shape: Tensor) -> Tensor:
+        """Coefficients (T, K) whose small lip openings are made smaller still; wide ones stay.
+
+        The mean over what a moment's sound may look like is never a shut mouth, while speakers shut theirs for every
+        fifth frame. An opening a becomes a - ``CLOSING`` exp(-(a / ``CLOSING_BELOW``)^2), and not less than nothing.
+        """
+        opening = lip_aperture(self.shapes(expression, source_shape)).clamp_min(0)
+        less = (CLOSING * torch.exp(-(opening / CLOSING_BELOW).square())).minimum(opening)
+        return expression - less[:, None] * self.opening_direction()
 
     def landmarks(self, pose_change: Tensor, expression: Tensor, source_shape: Tensor, source_pose: Tensor) -> Tensor:
         """Driving landmarks (T, 478, 3) in crop units: pose(source shape + expression)."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dawn.config import PublishedPBNetConfig
-from dawn.models.attention import FeedForward, band_mask, relative_buckets
+from dawn.models.attention import Band, FeedForward, banded_attention, relative_bands
 from dawn.models.pbnet import Posterior
 
 POSE_MIN = (-90.0, -90.0, -90.0, 0.0, 0.0, 0.0)
@@ -31,6 +31,7 @@ POSE_MAX = (90.0, 90.0, 90.0, 1.0, 720.0, 1080.0)
 """Range of yaw, pitch, roll (degrees), scale, x, y that becomes 0..1. The places are pixels of a 120-px crop; 720 and 1080
 belong to another picture, so that they move within a small part of the range."""
 BLOCK_FRAMES = 128
+"""Queries that attention takes at a time."""
 
 
 def normalise_pose(pose: Tensor) -> Tensor:
@@ -63,45 +64,26 @@ def rotate_pairs(x: Tensor, size: int) -> Tensor:
     return torch.cat((turned, x[..., size:]), -1)
 
 
-def biased_local_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, block: int = BLOCK_FRAMES) -> Tensor:
-    """Banded attention with a bias by offset, in blocks of queries: equal to dense attention with bias and mask.
-
-    q, k, v: (B, heads, T, d). bias: (heads, 2 window + 1), for keys ``window`` frames before the query to as many after it.
-    """
-    frames = q.shape[2]
-    out = []
-    for start in range(0, frames, block):
-        stop = min(start + block, frames)
-        low, high = max(0, start - window), min(frames, stop + window)
-        offset = torch.arange(low, high, device=q.device)[None] - torch.arange(start, stop, device=q.device)[:, None]
-        scores = bias[:, (offset + window).clamp(0, 2 * window)]
-        mask = band_mask(stop - start, high - low, low - start, window, q.device)
-        scores = scores.masked_fill(~mask, float("-inf")).to(q.dtype)
-        keys, values = k[:, :, low:high], v[:, :, low:high]
-        out.append(F.scaled_dot_product_attention(q[:, :, start:stop], keys, values, attn_mask=scores[None]))
-    return out[0] if len(out) == 1 else torch.cat(out, 2)
-
-
 class BiasedAttention(nn.Module):
     """Banded multi-head attention without linear biases; part of each head is rotated. (B, T, p) -> (B, T, p)."""
 
     def __init__(self, config: PublishedPBNetConfig) -> None:
         super().__init__()
-        self.heads, self.rotary_size, self.window = config.heads, config.rotary_size, config.window_frames
+        self.heads, self.rotary_size = config.heads, config.rotary_size
         inner = config.heads * config.head_size
         self.to_q = nn.Linear(config.width, inner, bias=False)
         self.to_k = nn.Linear(config.width, inner, bias=False)
         self.to_v = nn.Linear(config.width, inner, bias=False)
         self.to_out = nn.Linear(inner, config.width, bias=False)
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """x, memory: (B, T, p), the same for self-attention. bias: (heads, 2 window + 1)."""
+    def forward(self, x: Tensor, memory: Tensor, bands: tuple[Band, ...]) -> Tensor:
+        """x, memory: (B, T, p), the same for self-attention."""
         q, k, v = (
             layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, source in ((self.to_q, x), (self.to_k, memory), (self.to_v, memory))
         )
         q, k = rotate_pairs(q, self.rotary_size), rotate_pairs(k, self.rotary_size)
-        return self.to_out(biased_local_attention(q, k, v, bias, self.window).transpose(1, 2).flatten(2))
+        return self.to_out(banded_attention(q, k, v, bands).transpose(1, 2).flatten(2))
 
 
 class EncoderLayer(nn.Module):
@@ -136,9 +118,9 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.width) for _ in range(3))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
-        x = self.norm1(x + self.dropout(self.self_attention(x, x, self_bias)))
-        x = self.norm2(x + self.dropout(self.cross_attention(x, memory, cross_bias)))
+    def forward(self, x: Tensor, memory: Tensor, self_bands: tuple[Band, ...], cross_bands: tuple[Band, ...]) -> Tensor:
+        x = self.norm1(x + self.dropout(self.self_attention(x, x, self_bands)))
+        x = self.norm2(x + self.dropout(self.cross_attention(x, memory, cross_bands)))
         return self.norm3(x + self.dropout(self.feed_forward(x)))
 
 
@@ -188,15 +170,16 @@ class MotionDecoder(nn.Module):
         batch, frames = latent.shape[:2]
         reference = self.first_in(first)[:, None].expand(-1, frames, -1)
         memory = self.memory_in(torch.cat((reference, latent, self.audio_in(audio)), -1))
-        window = self.config.window_frames
-        offset = torch.arange(-window, window + 1, device=latent.device)
-        bucket = relative_buckets(offset, self.config.bias_buckets, self.config.bias_max_distance)
-        self_bias, cross_bias = self.self_bias[bucket].T, self.cross_bias[bucket].T
+        config = self.config
+        self_bands, cross_bands = (
+            relative_bands(table, frames, config.window_frames, config.bias_max_distance, BLOCK_FRAMES)
+            for table in (self.self_bias, self.cross_bias)
+        )
         h = self.query.expand(batch, frames, -1)
         normed = self.first_norm(h)
-        h = h + self.first_attention(normed, normed, self_bias)
+        h = h + self.first_attention(normed, normed, self_bands)
         for layer in self.layers:
-            h = layer(h, memory, self_bias, cross_bias)
+            h = layer(h, memory, self_bands, cross_bands)
         out = self.motion_out(h)
         return out if valid is None else out * valid[..., None]
 

@@ -6,15 +6,16 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 
-from dawn.checkpoint import PARTS, assemble, load_mean_face, load_part, read_config, save_part
-from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, parse
-from dawn.errors import ConfigError, OutputError
+from dawn.checkpoint import PARTS, assemble, file_sha256, load_mean_face, load_part, read_config, save_part
+from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, SyncJudgeConfig, parse
+from dawn.errors import CheckpointError, ConfigError, OutputError
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import pose_change
 from dawn.models.motion_space import MotionSpace
@@ -26,16 +27,20 @@ from dawn.training.loop import TrainConfig, train
 from dawn.training.motion_data import MotionStore, sequence_of
 from dawn.training.paper_commands import PAPER_TRAINABLE, load_audio_encoder, paper_recipe
 from dawn.training.pbnet_recipe import PBNetRecipe, PBNetTrainConfig
+from dawn.training.sync_recipe import SyncRecipe, SyncTrainConfig
 
 log = logging.getLogger(__name__)
 
 TRAINABLE: dict[str, tuple[type[TrainConfig], type[BaseModel]]] = {
     "lfg": (LFGTrainConfig, LFGConfig),
     "detail": (DetailTrainConfig, LFGConfig),
+    "fine": (DetailTrainConfig, LFGConfig),
     "a2v": (A2VTrainConfig, A2VConfig),
     "pbnet": (PBNetTrainConfig, PBNetConfig),
+    "sync": (SyncTrainConfig, SyncJudgeConfig),
     **PAPER_TRAINABLE,
 }
+PICTURE_RECIPES: dict[str, Any] = {"lfg": LFGRecipe, "detail": DetailRecipe, "fine": partial(DetailRecipe, stage="fine")}
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -71,9 +76,11 @@ def run_training(part: str, data: Path, out: Path, validation: Path | None = Non
     if part not in TRAINABLE:
         raise ConfigError(f"unknown part {part!r}: train one of {', '.join(TRAINABLE)}")
     config, model = split_overrides(part, overrides or {})
-    if part in ("lfg", "detail"):
-        recipe = LFGRecipe if part == "lfg" else DetailRecipe
-        return train(recipe(config, model, data, validation), config, out, report)  # type: ignore[arg-type]
+    if part in PICTURE_RECIPES:
+        return train(PICTURE_RECIPES[part](config, model, data, validation), config, out, report)
+    if part == "sync":
+        judge_recipe = SyncRecipe(config, model, data, validation, out.parent / "mouth_cache")  # type: ignore[arg-type]
+        return train(judge_recipe, config, out, report)
     if part in PAPER_TRAINABLE:
         paper = paper_recipe(part, config, model, data, out, validation, audio)
         return train(paper, config, out, report)
@@ -111,25 +118,46 @@ def fit_motion_space(clips: ClipStore, out: Path) -> MotionSpace:
     return motion
 
 
-def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] | None = None) -> None:
+def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] | None = None,
+         shares: str | None = None) -> None:  # fmt: skip
     """Make a preset of trained parts: fp16 weights, configuration, checksums.
 
-    parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only).
+    parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only); those that are
+    missing are shared with the preset ``shares`` beside ``out``. Raises ConfigError, OutputError, CheckpointError.
     """
     if out.exists() and not (out / "config.json").is_file():
         raise OutputError(f"{out}: exists and is no preset, so it is not replaced; choose another folder")
-    configs = {
-        "lfg": read_config(parts["lfg"] / "lfg.json", LFGConfig),
-        "a2v": read_config(parts["a2v"] / "a2v.json", A2VConfig),
-        "pbnet": read_config(parts["pbnet"] / "pbnet.json", PBNetConfig),
-        "motion": read_config(parts["motion"] / "motion.json", MotionSpaceConfig),
-    }
-    preset = parse(PresetConfig, {"name": name, **configs, "sampler": sampler or {}}, "preset")
+    missing = sorted(set(PARTS) - parts.keys())
+    other = _partner(out, shares, missing)
+    values = other.model_dump() if other else {}
+    kinds: dict[str, type[BaseModel]] = {"lfg": LFGConfig, "a2v": A2VConfig, "pbnet": PBNetConfig, "motion": MotionSpaceConfig}
+    values |= {part: read_config(parts[part] / f"{part}.json", kind) for part, kind in kinds.items() if part in parts}
+    values |= {"name": name, "shares": shares, "sha256": {}}
+    if sampler is not None:
+        values["sampler"] = sampler
+    preset = parse(PresetConfig, values, "preset")
     bundle = Bundle(preset)
-    networks = {part: getattr(bundle, part) for part in PARTS}
+    networks = {part: getattr(bundle, part) for part in PARTS if part in parts}
     for part, network in networks.items():
         load_part(parts[part], part, network)
     if out.exists():
         shutil.rmtree(out)
-    assemble(preset, networks, out)
+    assemble(preset, networks, out, shared={part: other.sha256[part] for part in missing} if other else None)
+
+
+def _partner(out: Path, shares: str | None, missing: list[str]) -> PresetConfig | None:
+    """The preset beside ``out`` that has the missing parts."""
+    if shares is None:
+        if missing:
+            raise ConfigError(f"no folder for {', '.join(missing)}: give --{missing[0]} DIR, or --shares PRESET")
+        return None
+    folder = out.resolve().parent / shares
+    if folder == out.resolve() or not (folder / "config.json").is_file():
+        raise ConfigError(f"--shares {shares}: {folder} is no other preset; name one that lies beside {out}")
+    other = read_config(folder / "config.json", PresetConfig)
+    for part in missing:
+        path = folder / f"{part}.safetensors"
+        if not path.is_file() or file_sha256(path) != other.sha256.get(part):
+            raise CheckpointError(f"{path}: missing or damaged; share with a preset that has this part itself")
+    return other
 

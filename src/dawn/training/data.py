@@ -162,10 +162,12 @@ def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, gen
         landmarks.append(clip.landmarks[[i, j]])
     picture, points = torch.stack(images), torch.stack(landmarks)
     change = GeometricChange(count, generator)
-    # Twice the size, then averaged: a plain bilinear reduction would alias.
-    grid = change.grid(2 * size).unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(0, 1)
-    picture = F.grid_sample(picture.flatten(0, 1), grid, padding_mode="border", align_corners=False)
-    picture = F.avg_pool2d(picture, 2).unflatten(0, (count, 2))
+    # A reduction is sampled at twice the size and averaged, or it would alias; else bicubic sampling keeps what is fine.
+    reduced = picture.shape[-1] > size
+    grid = change.grid(2 * size if reduced else size).unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(0, 1)
+    mode = "bilinear" if reduced else "bicubic"
+    picture = F.grid_sample(picture.flatten(0, 1), grid, mode, padding_mode="border", align_corners=False)
+    picture = (F.avg_pool2d(picture, 2) if reduced else picture).unflatten(0, (count, 2))
     points = torch.stack([change.landmarks(points[:, k]) for k in range(2)], 1)
     flip = torch.rand(count, generator=generator) < 0.5
     picture = torch.where(flip[:, None, None, None, None], picture.flip(-1), picture)

@@ -1,9 +1,12 @@
-"""Training the detail painter on a frozen latent flow generator: all effort goes to mouth and eyes."""
+"""Training a detail painter on a frozen latent flow generator: all effort goes to mouth and eyes.
+
+The painter is the generator's own (stage "detail"), or that of its fine stage (stage "fine"), which works at twice the size.
+"""
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,13 +14,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dawn.checkpoint import load_into, read_weights
 from dawn.config import LFGConfig
-from dawn.errors import CheckpointError, ConfigError
-from dawn.models.blocks import fold_for_inference
+from dawn.errors import ConfigError
 from dawn.models.detail import ORGANS, DetailPainter, Organ
 from dawn.models.lfg import LatentFlowGenerator
 from dawn.training.data import PairBatch, contact_sheet, pair_batch, pick_opening_pair
+from dawn.training.frozen import load_generator, render_frozen
 from dawn.training.loop import TrainConfig
 from dawn.training.losses import (
     WindowDiscriminator,
@@ -28,8 +30,8 @@ from dawn.training.losses import (
 )
 from dawn.training.pairs import PairRecipe
 
-RENDER_BATCH = 8
-"""As many frames as stay in the cache of a small machine."""
+SHEET_PX = 64
+"""Side of the windows on contact sheets."""
 
 
 class DetailTrainConfig(TrainConfig):
@@ -55,30 +57,26 @@ class DetailRecipe(PairRecipe):
 
     betas = (0.5, 0.99)
 
-    def __init__(self, config: DetailTrainConfig, model: LFGConfig, data: Path, validation: Path | None) -> None:
-        """Raises ConfigError without a generator to start from, CheckpointError if it does not fit."""
+    def __init__(self, config: DetailTrainConfig, model: LFGConfig, data: Path, validation: Path | None,
+                 stage: Literal["detail", "fine"] = "detail") -> None:  # fmt: skip
+        """Raises ConfigError without a painter or a generator to start from, CheckpointError if it does not fit."""
         super().__init__(model, data, validation)
-        self.config = config
+        self.config, self.stage = config, stage
         torch.manual_seed(config.seed)
-        if model.detail is None:
-            raise ConfigError("model.detail is null: there is no painter to train; leave it out")
-        if not config.start:
-            raise ConfigError("training detail needs a trained generator: --set start=RUN/lfg.safetensors")
         generator = LatentFlowGenerator(model)
-        load_generator(generator, Path(config.start))
-        assert isinstance(generator.detail, DetailPainter)
-        for name, parameter in generator.named_parameters():
-            parameter.requires_grad_(name.startswith("detail."))
+        if painter_of(generator, stage) is None:
+            raise ConfigError(f"model.{stage} has no painter, so there is nothing to train; give it one")
+        if stage == "detail" and model.fine is not None:
+            raise ConfigError("model.fine is set: train the painter of the decoded size first, with model.fine=null")
+        if not config.start:
+            raise ConfigError(f"training {stage} needs a trained generator: --set start=RUN/lfg.safetensors")
+        self.frozen = load_generator(generator, Path(config.start), stage)
         critics = {"mouth": WindowDiscriminator(3 + 2 + 5), "eye": WindowDiscriminator(3 + 1 + 4)}
         self.networks = {
             "main": generator.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
             "discriminator": Critics(critics),
         }
         self.learning_rates = {"main": 1.0, "discriminator": config.discriminator_lr}
-        # What is frozen is rendered by a copy made for inference: half of a step's time goes there.
-        frozen = deepcopy(generator).eval().requires_grad_(False)
-        frozen.detail = None
-        self.frozen = fold_for_inference(frozen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch(self, generator: torch.Generator) -> PairBatch:
         size = self.model_config.image_size_px
@@ -94,8 +92,9 @@ class DetailRecipe(PairRecipe):
         generator = getattr(main, "module", main)  # several processes wrap it
         assert isinstance(generator, LatentFlowGenerator)
         generator.eval()  # the frozen part keeps its batch statistics
-        assert generator.detail is not None
-        painter = generator.detail.train()
+        painter = painter_of(generator, self.stage)
+        assert painter is not None
+        painter.train()
         made, seen = self._render(painter, images[:, 0].contiguous(memory_format=torch.channels_last), landmarks)
         loss, critic = torch.zeros((), device=device), torch.zeros((), device=device)
         parts: dict[str, Tensor] = {}
@@ -127,14 +126,10 @@ class DetailRecipe(PairRecipe):
 
     def _render(self, painter: DetailPainter, source: Tensor, landmarks: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Frames (B, 3, S, S) with gradients of the painter only, and what the source shows of each organ."""
-        self.frozen.to(source.device)
+        _, base = render_frozen(self.frozen, source, landmarks)
         with torch.no_grad():
-            frames = torch.cat([
-                self.frozen(image, points[:, 0], points[:, 1]).frame
-                for image, points in zip(source.split(RENDER_BATCH), landmarks.split(RENDER_BATCH), strict=True)
-            ])  # fmt: skip
             seen = painter.look(source, landmarks[:, 0])
-        return painter(frames, landmarks[:, 1], seen), seen
+        return painter(base.frame, landmarks[:, 1], seen), seen
 
     def _windows(self, painter: DetailPainter, kind: str, made: Tensor, true: Tensor, landmarks: Tensor,
                  seen: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -159,14 +154,23 @@ class DetailRecipe(PairRecipe):
         pick = slice(None, None, max(1, len(pairs.images) // 20))
         images, points = pairs.images[pick], pairs.landmarks[pick]
         made = network(images[:, 0], points[:, 0], points[:, 1]).frame
-        rows = []
+        assert isinstance(network, LatentFlowGenerator)
+        painter, rows = painter_of(network, self.stage), []
+        assert painter is not None
         for organ in ORGANS[:2]:
             for image, place in ((images[:, 0], 0), (images[:, 1], 1), (made, 1)):
-                window = network.detail.place(organ, points[:, place])  # type: ignore[union-attr, operator]
-                rows.append(F.interpolate(window.cut(image), (64, 64), mode="bilinear"))
+                window = painter.place(organ, points[:, place])
+                rows.append(F.interpolate(window.cut(image), (SHEET_PX, SHEET_PX), mode="bilinear"))
         windows = contact_sheet(rows)
         width = max(usual.shape[1], windows.shape[1])
         return np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0))) for x in (usual, windows)])
+
+
+def painter_of(network: LatentFlowGenerator, stage: str) -> DetailPainter | None:
+    """The painter of a stage, if the generator has it."""
+    if stage == "detail":
+        return network.detail
+    return network.fine.painter if network.fine else None
 
 
 class Critics(nn.Module):
@@ -178,20 +182,6 @@ class Critics(nn.Module):
 
     def forward(self, kind: str, x: Tensor) -> list[Tensor]:
         return self.critics[kind](x)
-
-
-def load_generator(network: LatentFlowGenerator, path: Path) -> None:
-    """Weights of a generator with or without a painter; a painter that the file lacks keeps its start.
-
-    Raises CheckpointError.
-    """
-    tensors = read_weights(path)
-    own = network.state_dict()
-    painter = {key: own[key] for key in own if key.startswith("detail.") and key not in tensors}
-    wrong = sorted(own.keys() ^ (tensors.keys() | painter.keys()))
-    if wrong:
-        raise CheckpointError(f"{path}: not a generator of this configuration ({wrong[0]} and {len(wrong) - 1} more differ)")
-    load_into(network, painter | tensors, str(path))
 
 
 def _turned(organ: Organ, x: Tensor) -> Tensor:

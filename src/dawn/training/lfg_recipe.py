@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dawn.config import LFGConfig
+from dawn.errors import ConfigError
 from dawn.models.face_features import load_sface
 from dawn.models.lfg import Decoded, LatentFlowGenerator
 from dawn.models.regions import GUIDE_CONTOURS, draw_contours
@@ -49,6 +50,8 @@ class LFGRecipe(PairRecipe):
     betas = (0.8, 0.99)
 
     def __init__(self, config: LFGTrainConfig, model: LFGConfig, data: Path, validation: Path | None) -> None:
+        if model.fine is not None:
+            raise ConfigError("model.fine is set: the generator is trained at the decoded size, with model.fine=null")
         super().__init__(model, data, validation)
         self.config = config
         torch.manual_seed(config.seed)

@@ -64,8 +64,8 @@ class PairRecipe(Recipe):
         device = next(network.parameters()).device
         images, points = chosen.images.to(device), chosen.landmarks.to(device)
         out = network(images[:, 0], points[:, 0], points[:, 1])
-        occlusion = F.interpolate(out.flow.occlusion, images.shape[-2:]).expand(-1, 3, -1, -1)
-        return contact_sheet([x.cpu() for x in (images[:, 0], images[:, 1], out.frame, out.painted, occlusion)])
+        inside = (F.interpolate(x, images.shape[-2:]) for x in (out.painted, out.flow.occlusion.expand(-1, 3, -1, -1)))
+        return contact_sheet([x.cpu() for x in (images[:, 0], images[:, 1], out.frame, *inside)])
 
     def export(self, network: nn.Module, folder: Path) -> None:
         save_part(folder, self.part, network, self.model_config)

@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from dawn.checkpoint import load_into, load_mean_face, read_weights
-from dawn.config import AudioConfig, PaperLFGConfig, PublishedPBNetConfig, UNetConfig
-from dawn.errors import ConfigError
+from dawn.config import AudioConfig, PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, UNetConfig, parse
+from dawn.errors import CheckpointError, ConfigError, InputError
 from dawn.models.audio_encoder import AudioEncoder, HubertAudioEncoder, WhisperAudioEncoder, load_hubert
 from dawn.training.data import ClipStore
 from dawn.training.loop import Recipe, TrainConfig
-from dawn.training.motion_data import MotionStore
+from dawn.training.motion_data import MotionStore, has_sound
 from dawn.training.paper_a2v_recipe import PaperA2VRecipe, PaperA2VTrainConfig
 from dawn.training.paper_lfg_recipe import PaperLFGRecipe, PaperLFGTrainConfig
 from dawn.training.published_pbnet_recipe import PublishedPBNetRecipe, PublishedPBNetTrainConfig, head_tracks
@@ -24,7 +24,9 @@ PAPER_TRAINABLE: dict[str, tuple[type[TrainConfig], type[BaseModel]]] = {
     "paper-pose": (PublishedPBNetTrainConfig, PublishedPBNetConfig),
     "paper-blink": (PublishedPBNetTrainConfig, PublishedPBNetConfig),
 }
-OUTPUTS = {"paper-pose": 6, "paper-blink": 2}
+_PRESET = PaperPresetConfig(name="published")
+PUBLISHED = {"paper-pose": _PRESET.pose, "paper-blink": _PRESET.blink}
+"""Two networks of one kind and of different sizes."""
 
 
 def load_audio_encoder(audio: Path) -> AudioEncoder:
@@ -33,7 +35,7 @@ def load_audio_encoder(audio: Path) -> AudioEncoder:
     Raises CheckpointError, ConfigError.
     """
     if audio.suffix != ".safetensors":
-        return HubertAudioEncoder(load_hubert(str(audio)))
+        return HubertAudioEncoder(load_hubert(audio.as_posix()))
     encoder = WhisperAudioEncoder(AudioConfig())
     load_into(encoder, read_weights(audio), str(audio))
     return encoder.eval().requires_grad_(False)
@@ -42,21 +44,37 @@ def load_audio_encoder(audio: Path) -> AudioEncoder:
 def paper_recipe(part: str, config: Any, model: Any, data: Path, out: Path, validation: Path | None,
                  audio: Path | None) -> Recipe:  # fmt: skip
     """The recipe of one part of the published model. Raises ConfigError, InputError, CheckpointError."""
+    for name in ("start", "lfg"):  # before all the sound is encoded
+        file = getattr(config, name, "")
+        if file and not Path(file).is_file():
+            raise CheckpointError(f"{name}={file}: there is no such file; give the .safetensors in the folder of a run")
     if part == "paper-lfg":
         return PaperLFGRecipe(config, model, data, validation)
     if audio is None:
         raise ConfigError(f"training {part} needs a speech encoder: give --audio, a HuBERT folder or PRESET/audio.safetensors")
-    encoder = load_audio_encoder(audio)
-    cache = out.parent / "audio_cache"
-    material = MotionStore(ClipStore(data), load_mean_face(), encoder, cache / f"{part}_{data.name}", 0)
-    judge = None
-    if validation is not None:
-        folder = cache / f"{part}_validation_{validation.name}"
-        judge = MotionStore(ClipStore(validation), load_mean_face(), encoder, folder, 0)
+    if part in PUBLISHED:
+        model = pbnet_config(part, model)
+    encoder, mean_face = load_audio_encoder(audio), load_mean_face()
+
+    def heard(clips: Path, kind: str) -> MotionStore:
+        """The parts share what was heard; another encoder hears for itself."""
+        store = ClipStore(clips)
+        if not any(map(has_sound, store.clips)):
+            raise InputError(f"{clips}: no clip has sound from beginning to end; prepare videos that have")
+        cache = out.parent / "audio_cache" / f"paper_{kind}{clips.name}_{audio.resolve().parent.name}_{audio.name}"
+        return MotionStore(store, mean_face, encoder, cache, 0)
+
+    material, judge = heard(data, ""), heard(validation, "validation_") if validation else None
     if part == "paper-a2v":
         return PaperA2VRecipe(config, model, material, judge)
-    if "outputs" not in model.model_fields_set:
-        model = model.model_copy(update={"outputs": OUTPUTS[part]})
-    tracks = head_tracks(material, load_mean_face(), model.outputs)
-    checks = head_tracks(judge, load_mean_face(), model.outputs) if judge else []
-    return PublishedPBNetRecipe(config, model, tracks, checks)
+    checks = head_tracks(judge, mean_face, model.outputs) if judge else []
+    return PublishedPBNetRecipe(config, model, head_tracks(material, mean_face, model.outputs), checks)
+
+
+def pbnet_config(part: str, given: PublishedPBNetConfig) -> PublishedPBNetConfig:
+    """The published network of this part, changed as far as given. Raises ConfigError for another number of outputs."""
+    published = PUBLISHED[part]
+    changed = parse(PublishedPBNetConfig, published.model_dump() | given.model_dump(exclude_unset=True), "--set model")
+    if changed.outputs != published.outputs:
+        raise ConfigError(f"model.outputs {changed.outputs}: {part} has {published.outputs}; leave it out")
+    return changed

@@ -134,12 +134,13 @@ class PublishedPBNetRecipe(Recipe):
         self.part = part_name(model.outputs)
         self.config, self.model_config, self.tracks = config, model, tracks
         if not tracks:
-            raise InputError("no motion to train on: prepare clips first")
+            raise InputError("no motion to train on: prepare clips first, and with sound")
         for track in (*tracks, *validation):
             sizes = (track.state.shape[1], *(hearing.shape[1] for hearing in track.audio))
             if sizes != (model.outputs, *[model.audio_size] * len(track.audio)):
                 wanted = f"{model.outputs} outputs and hears {model.audio_size} features"
-                raise InputError(f"a track of sizes {sizes}: the network has {wanted}; prepare the clips for it")
+                remedy = "set model.audio_size to the speech encoder's"
+                raise InputError(f"a track of sizes {sizes}: the network has {wanted}; {remedy}")
         self.validation = validation or sorted(tracks, key=len, reverse=True)[:VALIDATION_TRACKS]
         self.weight = torch.tensor([float(len(track)) for track in tracks], dtype=torch.float64)
         torch.manual_seed(config.seed)
