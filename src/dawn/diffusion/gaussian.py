@@ -208,7 +208,9 @@ def _level(schedule: NoiseSchedule, time: int) -> tuple[float, float, float]:
 def dpm_solver(epsilon: Epsilon, start: Tensor, schedule: NoiseSchedule, steps: int, *,
                spacing: Literal["time", "logsnr"] = "logsnr", start_time: int = DPM_START,
                threshold_quantile: float | None = 0.9, progress: Progress | None = None) -> Tensor:  # fmt: skip
-    """DPM-Solver++(2M), deterministic (Lu et al. 2022, arXiv 2211.01095, algorithm 2): nearer to the limit than DDIM in as many steps.
+    """DPM-Solver++(2M), deterministic (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
+
+    In as many steps it comes nearer to the limit of many steps than DDIM does (tests/test_paper_pipeline.py).
 
     start: (B, ...) standard normal. The first step has no history and is of first order; the last one ends at the data
     estimate, the limit without noise. threshold_quantile: as for ``ddim``. Raises ConfigError for steps that do not fit.

@@ -1,4 +1,4 @@
-"""What an evaluation works on: a preset's networks, prepared clips, frames rendered and tracked again."""
+"""What an evaluation works on: prepared clips, a preset's networks, frames rendered and tracked again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dawn.errors import InputError
 from dawn.models.bundle import Bundle
-from dawn.models.face_features import SFace
 from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
+from dawn.preprocess.clips import MIN_FRAMES
 from dawn.preprocess.crop import to_crop_units
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import Box, Face, FloatArray, ImageArray
@@ -34,7 +34,7 @@ class EvalClip:
     """One prepared clip at the preset's size.
 
     frames (T, S, S, 3) uint8; landmarks (T, 478, 3) crop units; samples (L,) float32 at 16 kHz, perhaps empty; face:
-    the first frame as a portrait.
+    the first frame as a portrait; stored_px: side of the frames in the file.
     """
 
     name: str
@@ -43,32 +43,61 @@ class EvalClip:
     landmarks: FloatArray
     samples: FloatArray
     face: Face
+    stored_px: int
 
     def __len__(self) -> int:
         return len(self.frames)
 
 
-def read_clips(folder: Path, size_px: int, mean_face: Tensor) -> list[EvalClip]:
-    """All prepared clips of a folder. Raises InputError if there are under two or one cannot be read."""
+def read_clips(folder: Path, size_px: int, mean_face: Tensor, limit: int | None = None) -> list[EvalClip]:
+    """All prepared clips of a folder, or the first ``limit`` of each person.
+
+    Raises InputError if there are under two or one cannot be read.
+    """
     paths = sorted(Path(folder).glob("*.safetensors"))
     if len(paths) < 2:
         remedy = f"make them with: dawn prepare VIDEOS {folder}"
         raise InputError(f"{folder}: {len(paths)} prepared clips, at least 2 are needed; {remedy}")
-    return [_read_clip(path, size_px, mean_face) for path in paths]
+    clips: list[EvalClip] = []
+    taken: dict[str, int] = {}
+    for path in paths:
+        person = person_of(path)
+        taken[person] = taken.get(person, 0) + 1
+        if limit is None or taken[person] <= limit:
+            clips.append(read_clip(path, size_px, mean_face))
+    if len(clips) < 2:
+        raise InputError(f"{folder}: {len(clips)} clip is left by a limit of {limit}; at least 2 are needed")
+    return clips
 
 
-def _read_clip(path: Path, size_px: int, mean_face: Tensor) -> EvalClip:
+def person_of(path: Path) -> str:
+    """Who is in a prepared clip, by its metadata; without any, the file's name. Raises InputError if it is none."""
     try:
         with safe_open(path, framework="np") as file:
-            person = (file.metadata() or {}).get("person", path.stem)
+            return (file.metadata() or {}).get("person", path.stem)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a prepared clip ({error}); run dawn prepare again") from error
+
+
+def read_clip(path: Path, size_px: int | None, mean_face: Tensor) -> EvalClip:
+    """One prepared clip, its frames scaled to ``size_px``; None leaves them as they are. Raises InputError."""
+    person = person_of(path)
+    try:
+        with safe_open(path, framework="np") as file:
             frames, landmarks, samples = (file.get_tensor(key) for key in ("frames", "landmarks", "samples"))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a prepared clip ({error}); run dawn prepare again") from error
-    if len(frames) < 3 or len(frames) != len(landmarks):
-        raise InputError(f"{path}: {len(frames)} frames, {len(landmarks)} landmarks; 3 or more of both are needed")
-    frames = scaled(frames, size_px)
-    return EvalClip(path.stem, person, frames, landmarks, samples.astype(np.float32) / 32768,
-                    face_of(frames[0], landmarks[0], mean_face))  # fmt: skip
+    if len(frames) < MIN_FRAMES or len(frames) != len(landmarks):
+        raise InputError(f"{path}: {len(frames)} frames, {len(landmarks)} landmarks; {MIN_FRAMES} or more of both are needed")
+    sound = samples.astype(np.float32) / 32768
+    return clip_of(path.stem, person, frames, landmarks, sound, size_px or frames.shape[1], mean_face)
+
+
+def clip_of(name: str, person: str, frames: ImageArray, landmarks: FloatArray, samples: FloatArray, size_px: int,
+            mean_face: Tensor) -> EvalClip:  # fmt: skip
+    """Frames of any size with their landmarks and sound as an ``EvalClip`` of ``size_px``."""
+    shown = scaled(frames, size_px)
+    return EvalClip(name, person, shown, landmarks, samples, face_of(shown[0], landmarks[0], mean_face), frames.shape[1])
 
 
 def face_of(crop: ImageArray, landmarks: FloatArray, mean_face: Tensor) -> Face:
@@ -115,21 +144,55 @@ def track(tracker: FaceTracker, frames: ImageArray, otherwise: FloatArray) -> Tr
     return Tracked(np.stack(landmarks), np.array(found))
 
 
+class Shown(NamedTuple):
+    """What one column shows for one clip: frames (T, S, S, 3) uint8, and what the tracker sees in them."""
+
+    frames: ImageArray
+    landmarks: FloatArray
+    found: np.ndarray
+
+
 @dataclass(frozen=True)
 class Bench:
-    """Everything the measurements share. real: the true frames tracked again at the preset's size, one a clip."""
+    """A preset and what it is tried on."""
 
+    name: str
     bundle: Bundle
     tracker: FaceTracker
-    sface: SFace
     clips: Sequence[EvalClip]
-    real: Sequence[Tracked]
     progress: Progress
+
+    @property
+    def voiced(self) -> list[int]:
+        """Numbers of the clips that have sound."""
+        return [index for index, clip in enumerate(self.clips) if len(clip.samples)]
+
+    def draw(self, clip: EvalClip, driving: Tensor) -> ImageArray:
+        """The clip's first frame with driving landmarks (T, 478, 3) -> frames (T, S, S, 3)."""
+        return render(self.bundle, clip.face, driving)
+
+    def look(self, clip: EvalClip, frames: ImageArray) -> Shown:
+        """Frames and what the tracker sees in them."""
+        return Shown(frames, *track(self.tracker, frames, clip.landmarks[0]))
+
+    def show(self, clip: EvalClip, driving: Tensor) -> Shown:
+        """``draw``, then ``look``."""
+        return self.look(clip, self.draw(clip, driving))
+
+
+def pick_portraits(clips: Sequence[EvalClip], count: int) -> list[EvalClip]:
+    """As many people as possible: one clip of each in turn."""
+    seen: dict[str, int] = {}
+    turn = []
+    for index, clip in enumerate(clips):
+        seen[clip.person] = seen.get(clip.person, 0) + 1
+        turn.append((seen[clip.person], index))
+    return [clips[index] for _, index in sorted(turn)[:count]]
 
 
 def row(value: SupportsFloat, control: SupportsFloat | None = None, interval: tuple[float, float] | None = None,
         real: SupportsFloat | None = None, unit: str = "") -> dict[str, object]:  # fmt: skip
-    """One line of the report. control: the figure of doing nothing, or of the wrong sound; real: of the true frames."""
+    """One figure. control: that of doing nothing, or of the wrong sound; real: of the true frames."""
     out: dict[str, object] = {"value": float(value), "unit": unit}
     for key, number in (("control", control), ("real", real)):
         if number is not None:

@@ -1,67 +1,35 @@
-"""From audio alone: do generated lips follow the sound, rest in silence, and does the head live?
-
-The control of the sync figures is the same portrait with the sound of another clip.
-"""
+"""Frames from sound: the clip's own or another's, with generated head motion or the true one; silence; a minute of motion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dawn.evaluation import quality
-from dawn.evaluation.driven import identity
-from dawn.evaluation.material import Bench, EvalClip, Tracked, render, row, track
-from dawn.generation import GenerateOptions, generate_motion, quiet_share
+from dawn.evaluation import lips, motion
+from dawn.evaluation.intervals import Interval
+from dawn.evaluation.material import Bench, EvalClip, Shown, pick_portraits
+from dawn.generation import EAR_UNIT, GenerateOptions, generate_expression, generate_motion, quiet_share, rest_expression
 from dawn.models.bundle import Bundle
-from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
-from dawn.structs import FPS, SPEECH_RATE_HZ, Face, FloatArray, ImageArray, Motion
+from dawn.models.face_geometry import eye_aspect_ratio, pose_change, remove_pose
+from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
+from dawn.pipeline import Stopwatch
+from dawn.structs import FPS, SPEECH_RATE_HZ, Face, FloatArray, Motion
 
-MAX_LAG_FRAMES = 5
 SILENCE_S = 3
 SILENT_PORTRAITS = 5
 LIFE_S = 60
 LIFE_SEEDS = 4
-BOOTSTRAP_ROUNDS = 1000
 
 
 class Spoken(NamedTuple):
-    """Frames generated from sound, and what the tracker sees in them."""
+    """What was generated from sound, and the seconds that each stage took."""
 
-    frames: ImageArray
-    tracked: Tracked
-
-    @property
-    def aperture(self) -> np.ndarray:
-        return quality.lip_aperture(self.tracked.landmarks)
-
-
-def evaluate_spoken(bench: Bench) -> dict[str, dict[str, Any]]:
-    """All rows of this part: {name: row}."""
-    voiced = [index for index, clip in enumerate(bench.clips) if len(clip.samples)]
-    clips = [bench.clips[index] for index in voiced]
-    others = exchanged([clip.person for clip in clips])
-    made, wrong, same_person, likeness, jitters = [], [], [], [], []
-    for position, clip in enumerate(clips):
-        spoken = speak(bench, clip.face, clip.samples, len(clip), seed=position)
-        made.append(spoken.aperture)
-        wrong.append(speak(bench, clip.face, clips[others[position]].samples, len(clip), seed=position).aperture)
-        same_person.append(clips[others[position]].person == clip.person)
-        likeness.append(identity(bench, spoken.frames, spoken.tracked.landmarks, clip))
-        real = bench.real[voiced[position]].landmarks
-        found = float(spoken.tracked.found.mean())
-        jitters.append((quality.jitter(spoken.tracked.landmarks), quality.jitter(real), found))
-        bench.progress("from audio alone", position + 1, len(clips))
-    rows = _sync_rows(made, wrong, [quality.lip_aperture(clip.landmarks) for clip in clips])
-    still = [identity(bench, clip.frames[:1], clip.landmarks[:1], clip) for clip in clips]
-    ours, theirs, seen = np.array(jitters).T
-    rows["SFace cosine to truth"] = row(np.mean(likeness), np.mean(still), _interval(likeness))
-    rows["jitter"] = row(ours.mean() / theirs.mean(), unit="of real")
-    rows["face found again"] = row(seen.mean(), unit="of frames")
-    rows["sound exchanged within a person"] = row(np.mean(same_person), unit="of controls")
-    return rows | _silence_rows(bench, clips, made) | _life_rows(bench, clips)
+    shown: Shown
+    seconds: dict[str, float]
 
 
 def exchanged(people: Sequence[str]) -> list[int]:
@@ -76,121 +44,108 @@ def exchanged(people: Sequence[str]) -> list[int]:
     return out
 
 
-def make_motion(bundle: Bundle, face: Face, samples: FloatArray, frames: int, seed: int) -> Motion:
+def make_motion(bundle: Bundle, face: Face, samples: FloatArray, frames: int, seed: int,
+                watch: Stopwatch | None = None) -> Motion:  # fmt: skip
     """Sound → motion with the preset's own settings."""
+    watch = watch or Stopwatch()
     sound = torch.from_numpy(samples)
-    features = bundle.audio.encode(sound, frames)
-    return generate_motion(bundle, features, face, GenerateOptions(seed=seed), quiet_share(sound, frames))
+    with watch.stage("audio features"):
+        features = bundle.audio.encode(sound, frames)
+    with watch.stage("motion"):
+        return generate_motion(bundle, features, face, GenerateOptions(seed=seed), quiet_share(sound, frames))
 
 
-def speak(bench: Bench, face: Face, samples: FloatArray, frames: int, seed: int) -> Spoken:
-    """Sound → motion → frames → landmarks."""
-    motion = make_motion(bench.bundle, face, samples, frames, seed)
-    numbers = (motion.pose, motion.expression, face.shape, face.pose)
-    driving = bench.bundle.motion.landmarks(*map(torch.from_numpy, numbers))
-    pictures = render(bench.bundle, face, driving)
-    return Spoken(pictures, track(bench.tracker, pictures, face.landmarks))
+def driving_landmarks(bundle: Bundle, face: Face, made: Motion) -> Tensor:
+    """Landmarks (T, 478, 3) that show a motion on a face."""
+    numbers = (made.pose, made.expression, face.shape, face.pose)
+    return bundle.motion.landmarks(*map(torch.from_numpy, numbers))
 
 
-def _interval(values: Sequence[float]) -> quality.Interval:
-    return quality.bootstrap_interval(np.array(values), np.random.default_rng(0))
+def speak(bench: Bench, clip: EvalClip, samples: FloatArray, frames: int, seed: int) -> Spoken:
+    """Sound → motion → frames → landmarks, on the clip's first frame."""
+    watch = Stopwatch()
+    made = make_motion(bench.bundle, clip.face, samples, frames, seed, watch)
+    with watch.stage("decoding"):
+        pictures = bench.draw(clip, driving_landmarks(bench.bundle, clip.face, made))
+    return Spoken(bench.look(clip, pictures), watch.seconds)
 
 
-def _correlation_interval(made: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> tuple[float, float]:
-    """95 % percentile bootstrap over clips of the pooled correlation."""
-    rng = np.random.default_rng(0)
-    values = []
-    for _ in range(BOOTSTRAP_ROUNDS):
-        chosen = rng.integers(0, len(made), len(made))
-        values.append(quality.pooled_correlation([made[i] for i in chosen], [true[i] for i in chosen]))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+@torch.inference_mode()
+def speak_in_true_pose(bench: Bench, clip: EvalClip, seed: int) -> Shown:
+    """As ``speak``, but PBNet is left out: head pose and blinks are the clip's own, and only the face is generated.
+
+    The pictures can then be compared with the true ones point by point. Pose is smoothed as for training.
+    """
+    bundle, face, frames = bench.bundle, clip.face, len(clip)
+    space, sampler = bundle.motion, bundle.config.sampler
+    shape, pose = remove_pose(torch.from_numpy(clip.landmarks), space.mean_face)
+    own_shape, own_pose = torch.from_numpy(face.shape), torch.from_numpy(face.pose)
+    turn = pose_change(smooth(pose, POSE_SMOOTHING_FRAMES), own_pose)
+    blink = eye_aspect_ratio(smooth(shape, SHAPE_SMOOTHING_FRAMES)) - eye_aspect_ratio(own_shape)
+    head = torch.cat((turn / space.pose_scale, blink / EAR_UNIT), -1)
+    sound = torch.from_numpy(clip.samples)
+    generator = torch.Generator().manual_seed(seed)
+    expression = generate_expression(bundle.a2v, bundle.audio.encode(sound, frames), head, space.describe_source(own_shape),
+                                     sampler.steps, sampler.guidance, sampler.temperature, generator)  # fmt: skip
+    quiet = quiet_share(sound, frames)
+    if bool(quiet.any()):
+        rest = rest_expression(bundle, own_shape, sampler.steps, sampler.guidance)
+        lower = space.lower
+        expression[:, lower] = torch.lerp(expression[:, lower], rest[lower].expand_as(expression[:, lower]), quiet[:, None])
+    return bench.show(clip, space.landmarks(turn, expression, own_shape, own_pose))
 
 
-def pooled_std(signals: Sequence[np.ndarray]) -> float:
-    """Standard deviation over the frames of all clips, each clip's mean taken away."""
-    return float(np.concatenate([signal - signal.mean() for signal in signals]).std())
+def silence_figures(bench: Bench, speech: Sequence[np.ndarray]) -> dict[str, float]:
+    """Digital silence, in which lips should be shut and rest. speech: apertures (T,) of the same preset's speaking clips.
 
-
-def _sync_rows(made: list[np.ndarray], wrong: list[np.ndarray], true: list[np.ndarray]) -> dict[str, dict[str, Any]]:
-    control = quality.pooled_correlation(wrong, true)
-    lag = quality.best_lag(made, true, MAX_LAG_FRAMES)
-    correlation = quality.pooled_correlation(made, true)
-    ours, theirs, real = pooled_std(made), pooled_std(wrong), pooled_std(true)
-    return {
-        "lip aperture correlation": row(correlation, control, _correlation_interval(made, true)),
-        "  control, its interval": row(control, interval=_correlation_interval(wrong, true)),
-        "  best lag": row(lag.frames, quality.best_lag(wrong, true, MAX_LAG_FRAMES).frames, unit="frames late"),
-        "  correlation there": row(lag.correlation),
-        "aperture amplitude": row(ours / real, theirs / real, unit="of real"),
-        "mean aperture, speech": row(np.mean(np.concatenate(made)), real=np.mean(np.concatenate(true)),
-                                     unit="eye distances"),
-    }  # fmt: skip
-
-
-def pick_portraits(clips: Sequence[EvalClip], count: int) -> list[EvalClip]:
-    """As many people as possible: one clip of each in turn."""
-    seen: dict[str, int] = {}
-    turn = []
-    for index, clip in enumerate(clips):
-        seen[clip.person] = seen.get(clip.person, 0) + 1
-        turn.append((seen[clip.person], index))
-    return [clips[index] for _, index in sorted(turn)[:count]]
-
-
-def _silence_rows(bench: Bench, clips: Sequence[EvalClip], speech: Sequence[np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Digital silence: the lips should be shut and rest."""
+    "movement": standard deviation of the aperture within a clip of silence over that of speech; "aperture": its mean, in
+    eye distances; "portrait": the mean of the portraits' own.
+    """
     quiet = np.zeros(SILENCE_S * SPEECH_RATE_HZ, np.float32)
-    portraits = pick_portraits(clips, SILENT_PORTRAITS)
+    portraits = pick_portraits([bench.clips[index] for index in bench.voiced], SILENT_PORTRAITS)
     apertures = []
     for index, clip in enumerate(portraits):
-        apertures.append(speak(bench, clip.face, quiet, SILENCE_S * FPS, seed=index).aperture)
-        bench.progress("silence", index + 1, len(portraits))
-    before = np.mean([quality.lip_aperture(clip.landmarks[:1])[0] for clip in portraits])
+        shown = speak(bench, clip, quiet, SILENCE_S * FPS, seed=index).shown
+        apertures.append(lips.lip_aperture(shown.landmarks))
+        bench.progress(f"{bench.name}: silence", index + 1, len(portraits))
     return {
-        "aperture movement in silence": row(pooled_std(apertures) / pooled_std(speech), 1.0, unit="of speech"),
-        "mean aperture in silence": row(np.mean(np.concatenate(apertures)), before, unit="eye distances"),
+        "movement": _pooled_std(apertures) / _pooled_std(speech),
+        "aperture": float(np.mean(np.concatenate(apertures))),
+        "portrait": float(np.mean([lips.lip_aperture(clip.landmarks[:1])[0] for clip in portraits])),
     }
 
 
-def _life_rows(bench: Bench, clips: Sequence[EvalClip]) -> dict[str, dict[str, Any]]:
-    """A minute of motion, not rendered, for several seeds. The control is what the clips themselves do."""
-    sound = np.concatenate([clip.samples for clip in clips])
-    sound = np.resize(sound, LIFE_S * SPEECH_RATE_HZ)
-    face = pick_portraits(clips, 1)[0].face
-    shown, meant, spread, short = [], [], [], []
+def _pooled_std(signals: Sequence[np.ndarray]) -> float:
+    """Standard deviation over the frames of all clips, each clip's mean taken away."""
+    total = sum(lips.correlation_sums(signal, signal)[1] for signal in signals)
+    return float(np.sqrt(total / sum(map(len, signals))))
+
+
+def life_figures(bench: Bench) -> dict[str, tuple[float, Interval]]:
+    """A minute of motion, not rendered, for several seeds: {figure: (mean, (lowest, highest of the seeds))}.
+
+    "shown": blinks a second of the driving eyes; "meant": of PBNet's own blink signal; yaw, pitch, roll: standard
+    deviation over the minute in degrees.
+    """
+    sound = joined_sound(bench.clips, LIFE_S * SPEECH_RATE_HZ)
+    face = pick_portraits(bench.clips, 1)[0].face
+    space = bench.bundle.motion
+    figures: dict[str, list[float]] = {}
     for seed in range(LIFE_SEEDS):
-        motion = make_motion(bench.bundle, face, sound, LIFE_S * FPS, seed)
-        shape = bench.bundle.motion.shapes(torch.from_numpy(motion.expression), torch.from_numpy(face.shape))
-        shown.append(quality.blink_rate(eye_aspect_ratio(shape).mean(-1).numpy(), FPS) / 60)
-        meant.append(quality.blink_rate((motion.blink + face.blink).mean(-1), FPS) / 60)
-        spread.append(motion.pose[:, :3].std(0))
-        short.append(_short_spread(motion.pose[:, :3]))
-        bench.progress("a minute of motion", seed + 1, LIFE_SEEDS)
-    real_blinks, real_short = _real_life(bench, clips)
-    yaw, pitch, roll = np.mean(spread, 0)
-    return {
-        "blinks per second, shown": row(np.mean(shown), interval=(min(shown), max(shown)), real=real_blinks),
-        "blinks per second, by PBNet": row(np.mean(meant), interval=(min(meant), max(meant)), real=real_blinks),
-        "yaw, std over a minute": row(yaw, unit="deg"),
-        "pitch, std over a minute": row(pitch, unit="deg"),
-        "roll, std over a minute": row(roll, unit="deg"),
-        "angles, std within 1.2 s": row(np.mean(short), real=real_short, unit="deg"),
-    }
+        made = make_motion(bench.bundle, face, sound, LIFE_S * FPS, seed)
+        shape = space.shapes(torch.from_numpy(made.expression), torch.from_numpy(face.shape))
+        yaw, pitch, roll = made.pose[:, :3].std(0)
+        values = {
+            "shown": motion.blink_count(eye_aspect_ratio(shape).mean(-1).numpy()) / LIFE_S,
+            "meant": motion.blink_count((made.blink + face.blink).mean(-1)) / LIFE_S,
+            "yaw": yaw, "pitch": pitch, "roll": roll,
+        }  # fmt: skip
+        for key, value in values.items():
+            figures.setdefault(key, []).append(float(value))
+        bench.progress(f"{bench.name}: a minute of motion", seed + 1, LIFE_SEEDS)
+    return {key: (float(np.mean(x)), Interval(min(x), max(x))) for key, x in figures.items()}
 
 
-def _short_spread(angles_deg: FloatArray, window: int = 30) -> float:
-    """Mean standard deviation of the angles (T, 3) within windows of the clips' usual length."""
-    pieces = [angles_deg[start : start + window] for start in range(0, len(angles_deg) - window + 1, window)]
-    return float(np.mean([piece.std(0) for piece in pieces or [angles_deg]]))
-
-
-def _real_life(bench: Bench, clips: Sequence[EvalClip]) -> tuple[float, float]:
-    """Blinks a second and short spread of the angles in the clips themselves (short clips cut blinks off: too few)."""
-    blinks, spread, frames = 0.0, [], 0
-    for clip in clips:
-        shape, pose = remove_pose(torch.from_numpy(clip.landmarks), bench.bundle.motion.mean_face)
-        blinks += quality.blink_rate(eye_aspect_ratio(shape).mean(-1).numpy(), FPS) / 60 * len(clip) / FPS
-        spread.append(_short_spread(pose[:, :3].numpy()))
-        frames += len(clip)
-    return blinks * FPS / frames, float(np.mean(spread))
+def joined_sound(clips: Sequence[EvalClip], length: int) -> FloatArray:
+    """The clips' sounds one after the other, from the start again as often as needed: (length,)."""
+    return np.resize(np.concatenate([clip.samples for clip in clips]), length)
