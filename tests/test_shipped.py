@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dawn.media import read_speech
 from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture
 from dawn.pipeline import Dawn, Video
 from dawn.preprocess.tracker import FaceTracker
-from dawn.structs import FPS, SPEECH_RATE_HZ, Face, Speech
+from dawn.structs import FPS, SPEECH_RATE_HZ, Face, Motion, Speech
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PAUSE = slice(round(3.25 * FPS), round(3.5 * FPS))
@@ -95,3 +96,24 @@ def test_frames_show_the_motion_that_was_asked_for(model: Dawn, spoken: Video) -
     assert r > 0.7, f"lips follow with r = {r:.2f}"
     eyes = np.corrcoef(eye_aspect_ratio(seen).mean(1), eye_aspect_ratio(wanted).mean(1))[0, 1]
     assert eyes > 0.5, f"eyes follow with r = {eyes:.2f}"
+
+
+def test_the_larger_preset_is_the_same_face_and_sharper(model: Dawn, spoken: Video) -> None:
+    """lite-256 moves as lite-128 does, shows the portrait's own fine detail, and is its picture when reduced."""
+    large = Dawn.from_pretrained("lite-256", device="cpu")
+    video = large(EXAMPLES / "portrait.png", EXAMPLES / "speech.wav", motion=spoken.motion)
+    pick = slice(60, 100, 8)  # from the middle of a word into the pause
+    fine = np.stack(list(large.render(video.face, clipped(spoken.motion, pick)))).astype(float) / 255
+    plain = np.stack(list(model.render(spoken.face, clipped(spoken.motion, pick), 256))).astype(float) / 255
+    assert fine.shape == plain.shape == (5, 256, 256, 3)
+
+    def sharpness(frames: np.ndarray) -> float:
+        return float(sum(np.square(np.diff(frames, axis=axis)).mean() for axis in (1, 2)))
+
+    assert sharpness(fine) > 1.3 * sharpness(plain)
+    reduced = [x.reshape(5, 128, 2, 128, 2, 3).mean((2, 4)) for x in (fine, plain)]
+    assert np.abs(reduced[0] - reduced[1]).mean() < 0.02
+
+
+def clipped(motion: Motion, frames: slice) -> Motion:
+    return replace(motion, pose=motion.pose[frames], blink=motion.blink[frames], expression=motion.expression[frames])

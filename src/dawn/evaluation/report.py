@@ -110,7 +110,8 @@ def evaluate_folders(made: Path, real: Path, sface: Path | None = None, progress
         report("measure", index + 1, len(pairs))
     notes.append("videos are cropped each by its own face: compare pictures point by point only if both were cropped alike")
     head = _head(str(made), clips, start)
-    return {**head, "columns": _described(columns), "notes": notes, "rows": table(columns), "long": None}
+    described = _described(columns) | {REAL: "the true frames themselves"}
+    return {**head, "columns": described, "notes": notes, "rows": table(columns), "long": None}
 
 
 def _tools(sface: Path | None, judge: Path | None) -> tuple[Tools, list[str]]:
