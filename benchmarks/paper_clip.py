@@ -47,9 +47,9 @@ def main() -> None:
     for first in range(0, args.frames, BATCH):
         engine.decode(source, face, motion, first, min(first + BATCH, args.frames)).cpu()
     done = time.perf_counter()
-    print(f"{args.size} px, {args.frames} frames, {args.sampler} {args.steps} steps, {args.device}: motion {made - start:.2f} s, "
-          f"decoding {done - made:.2f} s, together {done - start:.2f} s; peak {peak_mb(args.device):.0f} MB, "
-          f"{before:.0f} of them before the clip")  # fmt: skip
+    print(f"{args.size} px, {args.frames} frames, {args.sampler} {args.steps} steps, {args.device}: "
+          f"motion {made - start:.2f} s, decoding {done - made:.2f} s, together {done - start:.2f} s; "
+          f"peak {peak_mb(args.device):.0f} MB, {before:.0f} of them before the clip")  # fmt: skip
 
 
 if __name__ == "__main__":

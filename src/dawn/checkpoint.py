@@ -1,8 +1,8 @@
 """Weights and configuration on disk: safetensors and JSON, loaded strictly, never pickled.
 
-A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of ``PARTS``; parts may be shared
-with the preset beside it that the configuration names. Training writes single parts (``<part>.safetensors`` + ``<part>.json``);
-``assemble`` makes a preset of them.
+A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of ``PARTS``; parts may be
+shared with the preset beside it that the configuration names. Training writes single parts (``<part>.safetensors`` +
+``<part>.json``); ``assemble`` makes a preset of them.
 """
 
 from __future__ import annotations
