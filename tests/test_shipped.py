@@ -113,6 +113,9 @@ def test_the_larger_preset_is_the_same_face_and_sharper(model: Dawn, spoken: Vid
     assert sharpness(fine) > 1.3 * sharpness(plain)
     reduced = [x.reshape(5, 128, 2, 128, 2, 3).mean((2, 4)) for x in (fine, plain)]
     assert np.abs(reduced[0] - reduced[1]).mean() < 0.02
+    small = np.stack(list(large.render(video.face, clipped(spoken.motion, pick), 128))).astype(float) / 255
+    assert small.shape == (5, 128, 128, 3) and np.abs(small - reduced[0]).mean() < 0.02
+    assert large.describe(128) == "preset lite-256, 256 px reduced to 128 px"
 
 
 def clipped(motion: Motion, frames: slice) -> Motion:
