@@ -52,6 +52,14 @@ def random_bundle(config: PresetConfig = TINY, seed: int = 0) -> Bundle:
     return bundle.eval()
 
 
+def random_norms(network: torch.nn.Module) -> None:
+    """Batch norms as if trained, so that folding them and leaving them out are seen."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+
+
 def write_preset(folder: Path, config: PresetConfig = TINY, seed: int = 0) -> Path:
     bundle = random_bundle(config, seed)
     assemble(config, {part: getattr(bundle, part) for part in PARTS}, folder)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import random_norms
 from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face
 from dawn.config import DetailConfig
@@ -33,10 +34,7 @@ def painter() -> DetailPainter:
     """Random, its last layers too, batch norms as if trained."""
     torch.manual_seed(0)
     network = DetailPainter(SMALL, SIZE)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+    random_norms(network)
     for part in (network.mouth, network.eye):
         nn.init.normal_(part.last.weight, std=0.1)
     return network.eval().requires_grad_(False)

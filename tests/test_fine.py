@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conftest import random_norms
 from dawn.checkpoint import load_mean_face
 from dawn.config import DetailConfig, FineConfig, LFGConfig, parse
 from dawn.errors import ConfigError
@@ -35,10 +36,7 @@ def generator() -> LatentFlowGenerator:
     """Random, the painters' last layers too, batch norms as if trained."""
     torch.manual_seed(0)
     network = LatentFlowGenerator(SMALL)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+    random_norms(network)
     assert network.fine is not None and network.fine.painter is not None
     for painter in (network.fine.painter.mouth, network.fine.painter.eye):
         nn.init.normal_(painter.last.weight, std=0.1)
