@@ -146,11 +146,7 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
         bundle.a2v, audio, head, bundle.motion.describe_source(shape), steps, guidance, sampler.temperature, generator,
         progress,
     )  # fmt: skip
-    expression = torch.cat([bundle.motion.close_lips(part, shape) for part in expression.split(CHUNK_FRAMES)])
-    if quiet is not None and bool(quiet.any()):
-        rest = rest_expression(bundle, shape, steps, guidance)
-        lower = bundle.motion.lower
-        expression[:, lower] = torch.lerp(expression[:, lower], rest[lower].expand_as(expression[:, lower]), quiet[:, None])
+    expression = shape_lips(bundle, expression, shape, quiet, steps, guidance)
     pose_change = head[:, :POSE_SIZE] * bundle.motion.pose_scale
     return Motion(
         pose=pose_change.cpu().numpy(),
@@ -158,6 +154,21 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
         expression=(expression * options.expression).cpu().numpy(),
         info={"preset": bundle.config.name, "seed": str(options.seed)},
     )
+
+
+def shape_lips(bundle: Bundle, expression: Tensor, shape: Tensor, quiet: Tensor | None, steps: int,
+               guidance: float) -> Tensor:  # fmt: skip
+    """What rules do to generated lips: small openings are closed further, and silence brings the mouth to rest.
+
+    expression (T, K) of one source shape (478, 3); quiet (T,) from ``quiet_share``. Returns (T, K).
+    """
+    space = bundle.motion
+    shaped = torch.cat([space.close_lips(part, shape) for part in expression.split(CHUNK_FRAMES)])
+    if quiet is not None and bool(quiet.any()):
+        rest = rest_expression(bundle, shape, steps, guidance)[space.lower]
+        lower = shaped[:, space.lower]
+        shaped[:, space.lower] = torch.lerp(lower, rest.expand_as(lower), quiet[:, None])
+    return shaped
 
 
 def deepen_blinks(blink: Tensor, ear: Tensor) -> Tensor:

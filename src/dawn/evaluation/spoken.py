@@ -12,7 +12,7 @@ from torch import Tensor
 from dawn.evaluation import lips, motion
 from dawn.evaluation.intervals import Interval
 from dawn.evaluation.material import Bench, EvalClip, Shown, pick_portraits
-from dawn.generation import EAR_UNIT, GenerateOptions, generate_expression, generate_motion, quiet_share, rest_expression
+from dawn.generation import EAR_UNIT, GenerateOptions, generate_expression, generate_motion, quiet_share, shape_lips
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import eye_aspect_ratio, pose_change, remove_pose
 from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
@@ -87,11 +87,7 @@ def speak_in_true_pose(bench: Bench, clip: EvalClip, seed: int) -> Shown:
     generator = torch.Generator().manual_seed(seed)
     expression = generate_expression(bundle.a2v, bundle.audio.encode(sound, frames), head, space.describe_source(own_shape),
                                      sampler.steps, sampler.guidance, sampler.temperature, generator)  # fmt: skip
-    quiet = quiet_share(sound, frames)
-    if bool(quiet.any()):
-        rest = rest_expression(bundle, own_shape, sampler.steps, sampler.guidance)
-        lower = space.lower
-        expression[:, lower] = torch.lerp(expression[:, lower], rest[lower].expand_as(expression[:, lower]), quiet[:, None])
+    expression = shape_lips(bundle, expression, own_shape, quiet_share(sound, frames), sampler.steps, sampler.guidance)
     return bench.show(clip, space.landmarks(turn, expression, own_shape, own_pose))
 
 
