@@ -119,7 +119,12 @@ def broken_render(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obj
 def test_interrupted(run: Callable, out: Path, speech_path: Path, broken_render: Callable, signal_number: int) -> None:
     before = signal.getsignal(signal.SIGTERM)
     broken_render(lambda: os.kill(os.getpid(), signal_number))
-    result = run("generate", "x.png", speech_path, "--motion-out", out / "m.json")
+    # A program that a shell started in the background ignores Ctrl-C, and so would this one.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = run("generate", "x.png", speech_path, "--motion-out", out / "m.json")
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     refused(result, out, "interrupted", code=130)
     assert signal.getsignal(signal.SIGTERM) == before
 
