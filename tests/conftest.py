@@ -60,6 +60,20 @@ def random_norms(network: torch.nn.Module) -> None:
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
 
 
+def save_hubert(folder: Path, size: int, layers: int) -> Path:
+    """A small random HuBERT of the large one's kind, as ``transformers`` saves it. Skips where that is missing."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.HubertConfig(
+        hidden_size=size, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * size,
+        feat_extract_norm="layer", conv_dim=(size // 2,) * 7, conv_bias=True, do_stable_layer_norm=True,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        transformers.HubertModel(config).save_pretrained(folder)
+    return folder
+
+
 def write_preset(folder: Path, config: PresetConfig = TINY, seed: int = 0) -> Path:
     bundle = random_bundle(config, seed)
     assemble(config, {part: getattr(bundle, part) for part in PARTS}, folder)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dawn
+from conftest import save_hubert
 from dawn.config import AudioConfig, parse
 from dawn.errors import AudioError, CheckpointError, ConfigError
 from dawn.models import audio_encoder
@@ -309,18 +310,8 @@ def test_hubert_without_transformers_says_what_to_install(monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a small random HuBERT of the large one's kind. Skipped without ``transformers``."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.HubertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, feat_extract_norm="layer",
-        conv_dim=(16,) * 7, conv_bias=True, do_stable_layer_norm=True, num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("hubert")
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        transformers.HubertModel(config).save_pretrained(folder)
-    return folder
+    """Folder with a small random HuBERT. Skipped without ``transformers``."""
+    return save_hubert(tmp_path_factory.mktemp("hubert"), 32, 2)
 
 
 def copied(hubert: Path, folder: Path, change: Callable[[dict[str, Tensor]], object] = lambda weights: None) -> str:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dawn
+from conftest import save_hubert
 from dawn.checkpoint import load_part, read_config
 from dawn.cli import main
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, UNetConfig
@@ -126,13 +127,7 @@ def test_all_parts_one_after_the_other(clips: Path, tmp_path: Path, sface: None)
 
 @pytest.mark.slow
 def test_hubert_from_a_folder_trains(clips: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.HubertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, feat_extract_norm="layer",
-        conv_dim=(8,) * 7, conv_bias=True, do_stable_layer_norm=True, num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )  # fmt: skip
-    transformers.HubertModel(config).save_pretrained(tmp_path / "hubert")
+    save_hubert(tmp_path / "hubert", 16, 1)
     settings = [setting for setting in PBNET if "audio_size" not in setting]
     out = tmp_path / "runs" / "blink"
     assert trained("paper-blink", clips, out, "model.audio_size=16", *settings, audio=tmp_path / "hubert") == 0

@@ -18,8 +18,9 @@ from dawn.errors import CheckpointError, InputError
 from dawn.evaluation import sync
 from dawn.evaluation.sync import Embedded, SyncScore, clip_distances, load_judge, pooled, score_of, sync_scores
 from dawn.media import read_speech
+from dawn.models.audio_encoder import whole_frames
 from dawn.models.face_geometry import apply_pose
-from dawn.models.sync_judge import LagDistances, SyncJudge, lag_distances, mouth_crops, whole_frames
+from dawn.models.sync_judge import LagDistances, SyncJudge, lag_distances, mouth_crops
 from dawn.pipeline import Dawn
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, ImageArray, Speech
 

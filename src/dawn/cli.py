@@ -166,14 +166,16 @@ def _render(args: argparse.Namespace, make: Callable[[Any, Any], Any], *inputs: 
 
 def _report(path: Path, video: Any, loading_s: float, working_s: float) -> None:
     """What was made and what it took. The rates leave the loading of the model out."""
+    from dawn.pipeline import peak_memory_mib
     from dawn.structs import FPS
 
-    frames = len(video)
+    frames, peak = len(video), peak_memory_mib()
+    memory = "" if peak is None else f", peak memory {peak:.0f} MiB"
     print(f"{path}: {frames} frames, {frames / FPS:.2f} s, {video.size_px} px")
     for stage, seconds in {"load model": loading_s, **video.watch.seconds}.items():
         print(f"  {stage:<15} {seconds:8.2f} s")
     print(f"  {'total':<15} {working_s:8.2f} s without loading: {frames / working_s:.1f} frames/s, "
-          f"{frames / FPS / working_s:.2f} x real time{_peak_memory()}")  # fmt: skip
+          f"{frames / FPS / working_s:.2f} x real time{memory}")  # fmt: skip
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -324,16 +326,6 @@ def _progress_bar(args: argparse.Namespace) -> Iterator[Any]:
     finally:
         for bar in bars.values():
             bar.close()
-
-
-def _peak_memory() -> str:
-    """Peak memory of this process, where the system tells."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f", peak memory {peak / (1 << 20 if sys.platform == 'darwin' else 1 << 10):.0f} MiB"
 
 
 if __name__ == "__main__":

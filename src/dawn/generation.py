@@ -17,7 +17,7 @@ from dawn.config import SamplerConfig, Strict
 from dawn.diffusion.samplers import euler
 from dawn.errors import ConfigError, MotionError
 from dawn.models.a2v_transformer import A2VTransformer
-from dawn.models.audio_encoder import FRAME_SAMPLES
+from dawn.models.audio_encoder import FRAME_SAMPLES, whole_frames
 from dawn.models.blocks import fold_for_inference
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, pose_change, remove_pose
@@ -93,8 +93,7 @@ def quiet_share(samples: Tensor, frames: int) -> Tensor:
 
     A frame is silent if the sound from two frames before it to two after stays below ``QUIET_DBFS``.
     """
-    padded = torch.nn.functional.pad(samples[: frames * FRAME_SAMPLES], (0, max(0, frames * FRAME_SAMPLES - len(samples))))
-    power = padded.view(frames, FRAME_SAMPLES).square().mean(1)
+    power = whole_frames(samples, frames).view(frames, FRAME_SAMPLES).square().mean(1)
     loudest = torch.nn.functional.max_pool1d(power[None], 2 * QUIET_MARGIN_FRAMES + 1, 1, QUIET_MARGIN_FRAMES)[0]
     return smooth((loudest < 10 ** (QUIET_DBFS / 10)).float(), QUIET_EASE_FRAMES)
 

@@ -71,3 +71,4 @@ REGION_GROUPS: dict[str, tuple[int, ...]] = {
 """The landmark groups whose affine motion drives the flow (``models.regions``)."""
 
 EYE_OUTER_CORNERS = (33, 263)
+LIP_CORNERS = (61, 291)

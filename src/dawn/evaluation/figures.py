@@ -140,12 +140,13 @@ def _identity(shown: Shown, truth: Truth) -> Record:
 def _lips(shown: Shown, truth: Truth) -> Record:
     true = truth.clip.landmarks
     aperture, real = lips.lip_aperture(shown.landmarks), lips.lip_aperture(true)
+    width, real_width = lips.lip_width(shown.landmarks), lips.lip_width(true)
     closures = lips.closure_sums(aperture, real, truth.threshold)
     return {
         "aperture": lips.correlation_sums(aperture, real),
         "aperture lags": lips.lag_sums(aperture, real),
-        "width": lips.correlation_sums(lips.lip_width(shown.landmarks), lips.lip_width(true)),
-        "width lags": lips.lag_sums(lips.lip_width(shown.landmarks), lips.lip_width(true)),
+        "width": lips.correlation_sums(width, real_width),
+        "width lags": lips.lag_sums(width, real_width),
         "closure recall": closures[:2],
         "closure precision": closures[2:],
         "mean aperture": np.array([aperture.sum(), len(aperture)]),

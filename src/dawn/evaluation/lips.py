@@ -20,7 +20,6 @@ from dawn.errors import InputError
 Array = NDArray[Any]
 Float64Array = NDArray[np.float64]
 
-LIP_CORNERS = (61, 291)
 MAX_LAG_FRAMES = 5
 CLOSED_PERCENTILE = 5
 CLOSED_MARGIN = 0.015
@@ -58,7 +57,7 @@ def lip_aperture(landmarks: Array) -> Float64Array:
 
 def lip_width(landmarks: Array) -> Float64Array:
     """Distance of the lip corners over the face scale. (T, 478, 2 or 3) -> (T,)."""
-    return _distance(landmarks, *LIP_CORNERS) / face_scale(landmarks)
+    return _distance(landmarks, *lm.LIP_CORNERS) / face_scale(landmarks)
 
 
 def landmark_error(generated: Array, real: Array, points: Sequence[int] | None = None) -> float:

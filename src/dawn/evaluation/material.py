@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dawn.errors import InputError
+from dawn.generation import picture
 from dawn.models.bundle import Bundle
 from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
 from dawn.preprocess.clips import MIN_FRAMES
@@ -72,21 +74,28 @@ def read_clips(folder: Path, size_px: int, mean_face: Tensor, limit: int | None 
 
 def person_of(path: Path) -> str:
     """Who is in a prepared clip, by its metadata; without any, the file's name. Raises InputError if it is none."""
+    with _opened(path) as file:
+        return _person(file, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="np") as file:
-            return (file.metadata() or {}).get("person", path.stem)
+            yield file
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a prepared clip ({error}); run dawn prepare again") from error
+
+
+def _person(file: Any, path: Path) -> str:
+    return (file.metadata() or {}).get("person", path.stem)
 
 
 def read_clip(path: Path, size_px: int | None, mean_face: Tensor) -> EvalClip:
     """One prepared clip, its frames scaled to ``size_px``; None leaves them as they are. Raises InputError."""
-    person = person_of(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            frames, landmarks, samples = (file.get_tensor(key) for key in ("frames", "landmarks", "samples"))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a prepared clip ({error}); run dawn prepare again") from error
+    with _opened(path) as file:
+        person = _person(file, path)
+        frames, landmarks, samples = (file.get_tensor(key) for key in ("frames", "landmarks", "samples"))
     if len(frames) < MIN_FRAMES or len(frames) != len(landmarks):
         raise InputError(f"{path}: {len(frames)} frames, {len(landmarks)} landmarks; {MIN_FRAMES} or more of both are needed")
     sound = samples.astype(np.float32) / 32768
@@ -118,9 +127,7 @@ def scaled(frames: ImageArray, size_px: int) -> ImageArray:
 @torch.inference_mode()
 def render(bundle: Bundle, face: Face, landmarks: Tensor) -> ImageArray:
     """Frames (T, S, S, 3) uint8 of a portrait for driving landmarks (T, 478, 3)."""
-    image = torch.from_numpy(face.crop).permute(2, 0, 1)[None].float() / 255
-    image = image.contiguous(memory_format=torch.channels_last)
-    source = bundle.lfg.encode(image, torch.from_numpy(face.landmarks)[None])
+    source = bundle.lfg.encode(picture(face, torch.device("cpu")), torch.from_numpy(face.landmarks)[None])
     parts = [bundle.lfg.render(source, points) for points in landmarks.split(RENDER_BATCH)]
     return (torch.cat(parts).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 

@@ -93,17 +93,19 @@ def blink_count(ear: Array, fps: float = FPS) -> int:
     return sum(int(end - start <= LONGEST_BLINK_S * fps) for start, end in zip(starts, ends, strict=False))
 
 
+def _smoothed(angles_deg: Array) -> Float64Array:
+    return smooth(torch.from_numpy(np.ascontiguousarray(angles_deg, np.float64)), POSE_SMOOTHING_FRAMES).numpy()
+
+
 def angular_speed(angles_deg: Array) -> Float64Array:
     """Speed of the head in degrees a second between frames: (T, 3) -> (T - 1,), length of the change of (yaw, pitch,
     roll), smoothed over 1.2 frames first, as the tracker trembles."""
-    smoothed = smooth(torch.from_numpy(np.ascontiguousarray(angles_deg, np.float64)), POSE_SMOOTHING_FRAMES).numpy()
-    return np.linalg.norm(np.diff(smoothed, axis=0), axis=1) * FPS
+    return np.linalg.norm(np.diff(_smoothed(angles_deg), axis=0), axis=1) * FPS
 
 
 def pose_range(angles_deg: Array) -> float:
     """Largest minus smallest angle within the clip, mean of yaw, pitch and roll, degrees. (T, 3); smoothed as for speed."""
-    smoothed = smooth(torch.from_numpy(np.ascontiguousarray(angles_deg, np.float64)), POSE_SMOOTHING_FRAMES).numpy()
-    return float(np.ptp(smoothed, axis=0).mean())
+    return float(np.ptp(_smoothed(angles_deg), axis=0).mean())
 
 
 def pose_beats(angles_deg: Array) -> Float64Array:

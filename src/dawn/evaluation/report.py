@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from dawn.evaluation.spoken import exchanged, life_figures, silence_figures, spe
 from dawn.evaluation.table import Columns, Rows, put, table
 from dawn.models.bundle import Bundle
 from dawn.models.face_features import load_sface
-from dawn.pipeline import Dawn
+from dawn.pipeline import Dawn, peak_memory_mib
 from dawn.preprocess.tracker import FaceTracker
 
 TRUE_POSE, SHUFFLED, LANDMARKS, STILL, REAL, GENERATED = (
@@ -273,12 +272,3 @@ def _add_life(rows: Rows, bench: Bench, speech: Sequence[np.ndarray]) -> None:
         ("roll", "roll, std over a minute", "deg"),
     ):
         put(rows, "motion", name, bench.name, *life[key], unit=unit, better="near real")
-
-
-def peak_memory_mib() -> float | None:
-    """Peak memory of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -30,6 +30,7 @@ from dawn.config import SyncJudgeConfig
 from dawn.errors import InputError
 from dawn.evaluation.material import row
 from dawn.evaluation.spoken import exchanged
+from dawn.models.audio_encoder import whole_frames
 from dawn.models.sync_judge import (
     MAX_LAG_FRAMES,
     MIN_CLIP_FRAMES,
@@ -39,7 +40,6 @@ from dawn.models.sync_judge import (
     SyncJudge,
     lag_distances,
     mouth_crops,
-    whole_frames,
 )
 from dawn.structs import FPS, FloatArray, ImageArray
 

@@ -65,6 +65,12 @@ class AudioEncoder(Protocol):
 # ---------------------------------------------------------------------------------------------------------- log-mel
 
 
+def whole_frames(samples: Tensor, frame_count: int) -> Tensor:
+    """Cut or pad sound (..., L) with silence to exactly ``frame_count`` frames, (..., frame_count * 640)."""
+    length = frame_count * FRAME_SAMPLES
+    return F.pad(samples[..., :length], (0, max(0, length - samples.shape[-1])))
+
+
 def _hz_to_mel(hz: float) -> float:
     """Slaney's scale: linear to 1 kHz (15 mel), then 27 steps for every factor of 6.4."""
     return hz * 3 / 200 if hz < 1_000 else 15 + 27 * math.log(hz / 1_000) / math.log(6.4)

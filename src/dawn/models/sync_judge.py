@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dawn import landmarks as lm
 from dawn.config import SyncJudgeConfig
 from dawn.errors import InputError
-from dawn.models.audio_encoder import FRAME_SAMPLES, log_mel
+from dawn.models.audio_encoder import log_mel
 from dawn.models.blocks import identity_grid
 from dawn.models.face_geometry import apply_pose, remove_pose
 from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, smooth
@@ -46,7 +47,6 @@ MOUTH_SIDE = 1.2
 """Side of the square that the judge sees, in distances of the outer eye corners: from under the nose to the chin."""
 MOUTH_DROP = 0.08
 """How far below the lips the square's centre lies, same unit."""
-LIP_CORNERS = (61, 291)
 CROP_BATCH = 64
 LUMA = (0.299, 0.587, 0.114)
 
@@ -148,7 +148,7 @@ def mouth_crops(frames: np.ndarray, landmarks: np.ndarray | Tensor, mean_face: T
     points = torch.as_tensor(landmarks, dtype=torch.float32)
     shape, pose = remove_pose(points, mean_face)
     pose = smooth(pose, POSE_SMOOTHING_FRAMES)
-    anchor = shape[:, list(LIP_CORNERS)].mean(1).median(0).values + torch.tensor([0.0, MOUTH_DROP, 0.0])
+    anchor = shape[:, list(lm.LIP_CORNERS)].mean(1).median(0).values + torch.tensor([0.0, MOUTH_DROP, 0.0])
     centre = apply_pose(anchor.expand(len(pose), 1, 3), pose)[..., :2]
     roll = torch.deg2rad(pose[:, 2])
     slant = torch.stack((roll.cos(), -roll.sin(), roll.sin(), roll.cos()), -1).unflatten(-1, (2, 2))
@@ -167,12 +167,6 @@ def mouth_crops(frames: np.ndarray, landmarks: np.ndarray | Tensor, mean_face: T
         taken = F.grid_sample(grey[:, None], where, padding_mode="border", align_corners=False)
         out.append(F.avg_pool2d(taken, over)[:, 0])
     return torch.cat(out)
-
-
-def whole_frames(samples: Tensor, frame_count: int) -> Tensor:
-    """Cut or pad sound (..., L) with silence to exactly ``frame_count`` frames, (..., frame_count * 640)."""
-    length = frame_count * FRAME_SAMPLES
-    return F.pad(samples[..., :length], (0, max(0, length - samples.shape[-1])))
 
 
 # ---------------------------------------------------------------------------------------------------------- distances

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dawn.models.audio_encoder import FRAME_SAMPLES, AudioEncoder
+from dawn.models.audio_encoder import FRAME_SAMPLES, AudioEncoder, whole_frames
 from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture, remove_pose
 from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
 from dawn.training.data import Clip, ClipStore
@@ -48,9 +48,7 @@ def sequence_of(clip: Clip, mean_face: Tensor) -> Sequence:
 
 def clip_audio(clip: Clip) -> Tensor:
     """Sound of exactly T frames, (T * 640,) float32."""
-    samples = clip.samples.float() / 32768
-    length = len(clip) * FRAME_SAMPLES
-    return F.pad(samples[:length], (0, max(0, length - len(samples))))
+    return whole_frames(clip.samples.float() / 32768, len(clip))
 
 
 def has_sound(clip: Clip) -> bool:
