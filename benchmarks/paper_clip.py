@@ -1,6 +1,7 @@
 """A whole clip with the published model, weights at random: seconds of each stage and peak memory.
 
     python benchmarks/paper_clip.py [--size 256] [--frames 400] [--steps 20] [--sampler ddim] [--device cuda]
+        [--precision bfloat16]
 
 Speech features are noise, so HuBERT is not counted. Random weights cost what trained ones cost.
 """
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200, help="25 a second")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sampler", choices=("ddim", "dpm++"), default="ddim")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the A2V network")
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -40,14 +42,14 @@ def main() -> None:
     features = torch.randn(args.frames, 1024, device=args.device)
     before = peak_mb(args.device)
     start = time.perf_counter()
-    options = GenerateOptions(steps=args.steps, sampler=args.sampler)
+    options = GenerateOptions(steps=args.steps, sampler=args.sampler, precision=args.precision)
     motion = engine.generate(features, torch.zeros(0), face, options, lambda done: None)
     made = time.perf_counter()
     source = engine.source(face)
     for first in range(0, args.frames, BATCH):
         engine.decode(source, face, motion, first, min(first + BATCH, args.frames)).cpu()
     done = time.perf_counter()
-    print(f"{args.size} px, {args.frames} frames, {args.sampler} {args.steps} steps, {args.device}: "
+    print(f"{args.size} px, {args.frames} frames, {args.sampler} {args.steps} steps, {args.precision}, {args.device}: "
           f"motion {made - start:.2f} s, decoding {done - made:.2f} s, together {done - start:.2f} s; "
           f"peak {peak_mb(args.device):.0f} MB, {before:.0f} of them before the clip")  # fmt: skip
 

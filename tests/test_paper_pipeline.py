@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -189,6 +191,22 @@ def test_samplers_differ_and_guidance_has_a_say(model: Dawn, speech: Say) -> Non
     assert not still.pose.any() and np.array_equal(still.blink, base.blink)
 
 
+def test_bfloat16_is_an_option(preset: Path, model: Dawn, speech: Say, tmp_path: Path) -> None:
+    """Of a call and of a preset, near float32 and not it; float32 weights are not touched by it."""
+    exact = model("x.png", speech(6), steps=2).motion.expression
+    coarse = model("x.png", speech(6), steps=2, precision="bfloat16").motion.expression
+    assert 1e-4 < np.abs(coarse - exact).mean() < 0.1
+    assert np.array_equal(model("x.png", speech(6), steps=2, precision="float32").motion.expression, exact)
+
+    folder = shutil.copytree(preset, tmp_path / "coarse")
+    config = json.loads((folder / "config.json").read_text())
+    config["sampler"]["precision"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(config))
+    other = Dawn.from_pretrained(folder, "cpu")
+    assert np.array_equal(other("x.png", speech(6), steps=2).motion.expression, coarse)
+    assert np.array_equal(other("x.png", speech(6), steps=2, precision="float32").motion.expression, exact)
+
+
 def test_the_portrait_is_encoded_once(model: Dawn, speech: Say, portrait_face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     lfg, seen = model.bundle.lfg, []
     encode = lfg.encode
@@ -221,6 +239,8 @@ def test_what_the_published_model_cannot_do_is_said(model: Dawn, tiny_model: Daw
         model("x.png", speech(5), motion=tiny_model("x.png", speech(5)).motion)
     with pytest.raises(ConfigError, match=r"sampler dpm\+\+"):
         tiny_model("x.png", speech(5), sampler="dpm++")
+    with pytest.raises(ConfigError, match="precision bfloat16"):
+        tiny_model("x.png", speech(5), precision="bfloat16")
 
 
 def test_missing_hubert_is_one_line(preset: Path, tmp_path: Path, portrait_path: Path, capsys: pytest.CaptureFixture[str],

@@ -27,7 +27,7 @@ from dawn import cli_arguments as given
 from dawn.errors import ConfigError, DawnError, InputError, OutputError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
-STRENGTHS = ("seed", "steps", "guidance", "pose_scale", "blink", "expression", "sampler")
+STRENGTHS = ("seed", "steps", "guidance", "pose_scale", "blink", "expression", "sampler", "precision")
 """Options handed to ``GenerateOptions`` if given; its defaults live there."""
 
 

@@ -37,6 +37,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="same seed, same video (0)")
     parser.add_argument("--steps", type=int, help="sampling steps")
     parser.add_argument("--sampler", choices=("ddim", "dpm++"), help="of the published model (paper presets)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="of the published model's A2V network")
     parser.add_argument("--guidance", type=float, help="how strongly lips follow the sound; 1 is none")
     parser.add_argument("--pose-scale", type=float, help="strength of head motion, 0 to 3 (1)")
     parser.add_argument("--blink", type=float, help="strength of blinks, 0 to 1.5 (1)")

@@ -10,6 +10,7 @@ from dawn.errors import ConfigError
 from dawn.structs import FPS
 
 Model = TypeVar("Model", bound=BaseModel)
+Precision = Literal["float32", "bfloat16"]
 MAX_AUDIO_WINDOW_S = 30.0
 """Whisper has no positions beyond this."""
 
@@ -271,6 +272,8 @@ class PaperSamplerConfig(Strict):
     shifted_alpha: bool = True
     """Published DDIM reads the step's alpha one entry early (``alphas_cumprod_prev``); the released weights expect it."""
     threshold_quantile: float = Field(0.9, gt=0, le=1)
+    precision: Precision = "float32"
+    """Of the A2V network. bfloat16 halves what a clip takes in memory and is quick where the machine has units for it."""
 
 
 class PresetConfig(Strict):

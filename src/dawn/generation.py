@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dawn.config import SamplerConfig, Strict
+from dawn.config import Precision, SamplerConfig, Strict
 from dawn.diffusion.samplers import euler
 from dawn.errors import ConfigError, MotionError
 from dawn.models.a2v_transformer import A2VTransformer
@@ -58,6 +58,8 @@ class GenerateOptions(Strict):
     """Strength of facial motion."""
     sampler: Literal["ddim", "dpm++"] | None = None
     """Of the published model; ``lite`` has one sampler only."""
+    precision: Precision | None = None
+    """Of the published model's A2V network; ``lite`` computes in float32."""
 
 
 def chunks(length: int, reach: int, size: int = CHUNK_FRAMES) -> Iterator[tuple[int, int, int, int]]:
@@ -221,6 +223,10 @@ class LiteEngine:
         """Raises ConfigError for options that only the published model has."""
         if options.sampler is not None:
             raise ConfigError(f"sampler {options.sampler}: the preset {self.bundle.config.name} has one sampler; leave it out")
+        if options.precision not in (None, "float32"):
+            raise ConfigError(
+                f"precision {options.precision}: the preset {self.bundle.config.name} computes in float32; leave it out"
+            )
         return generate_motion(self.bundle, features, face, options, quiet_share(samples, len(features)), progress)
 
     def check(self, motion: Motion) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor
 
 from dawn.checkpoint import load_mean_face
-from dawn.config import PaperSamplerConfig
+from dawn.config import PaperSamplerConfig, Precision
 from dawn.diffusion.gaussian import Epsilon, cosine_schedule, ddim, dpm_solver
 from dawn.errors import ConfigError, MotionError
 from dawn.generation import GenerateOptions, picture
+from dawn.models.a2v_unet import A2VUNet
 from dawn.models.audio_encoder import HubertAudioEncoder, load_hubert
 from dawn.models.blocks import fold_for_inference
 from dawn.models.bundle import PaperBundle
@@ -42,6 +44,7 @@ class PaperEngine:
         self.bundle.unet.frames_per_chunk = UNET_FRAMES
         self.device = device
         self.hubert: HubertAudioEncoder | None = None
+        self._unets: dict[Precision, A2VUNet] = {"float32": self.bundle.unet}
         self._encoded: tuple[weakref.ref[Face], PaperSource] | None = None
 
     def mean_face(self) -> Tensor:
@@ -95,7 +98,8 @@ class PaperEngine:
     def diffuse(self, face: Face, condition: Tensor, options: GenerateOptions, generator: torch.Generator,
                 progress: Callable[[int], None]) -> Tensor:  # fmt: skip
         """Condition (T, 1032) → flow x, flow y and occlusion, (3, T, S, S) in [-1, 1]."""
-        unet, sampler = self.bundle.unet, self.bundle.config.sampler
+        sampler = self.bundle.config.sampler
+        unet = self._unet(options.precision or sampler.precision)
         size = face.crop.shape[0]
         points_px = (torch.from_numpy(face.landmarks) + 1) * (size / 2)
         box = published_box(points_px, size, size)[None].to(self.device)
@@ -116,6 +120,12 @@ class PaperEngine:
         start = torch.randn((1, MOTION_CHANNELS, len(condition), side, side), generator=generator).to(self.device)
         kind = options.sampler or sampler.kind
         return sample_motion(epsilon, start, sampler, kind, options.steps or sampler.steps, generator, progress)[0]
+
+    def _unet(self, precision: Precision) -> A2VUNet:
+        """The A2V network with weights of that type; the sampler's own arithmetic stays float32 with both."""
+        if precision not in self._unets:
+            self._unets[precision] = deepcopy(self.bundle.unet).to(getattr(torch, precision))
+        return self._unets[precision]
 
     def check(self, motion: Motion) -> None:
         """Raises MotionError for motion of another space."""
