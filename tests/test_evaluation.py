@@ -6,17 +6,20 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import refused
 from dawn.checkpoint import load_mean_face
 from dawn.cli import main
 from dawn.errors import ConfigError, InputError
 from dawn.evaluation import figures, folders, long, picture, report, spoken
+from dawn.evaluation.community.files import Community
 from dawn.evaluation.intervals import bootstrap_interval
 from dawn.evaluation.material import pick_portraits, read_clips
 from dawn.evaluation.table import format_report
@@ -49,7 +52,7 @@ def quick(tools: figures.Tools) -> Iterator[None]:
         return bootstrap_interval(sums, finish, rng, rounds=20)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_tools", lambda sface, judge: (tools, []))
+        patch.setattr(report, "_tools", lambda sface, judge, community: (tools, []))
         patch.setattr(report, "FaceTracker", BrightnessTracker)
         patch.setattr(figures, "bootstrap_interval", few)
         for module, name, value in (
@@ -208,6 +211,20 @@ def test_command_writes_the_figures(
     assert written["columns"].keys() == {"generated", "first frame", "real"} and written["clips"] == 2
 
 
+def test_the_communitys_networks_add_rows(
+    quick: None, tools: figures.Tools, clips_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def colours(windows: torch.Tensor, **options: bool) -> torch.Tensor:
+        return windows.float().flatten(2).mean(-1)
+
+    networks = Community(None, colours, None, ("a note",))
+    monkeypatch.setattr(report, "_tools", lambda *given: (replace(tools, community=networks), []))
+    result = report.evaluate_folders(clips_folder, clips_folder)
+    values = result["rows"]["community"]["FVD16"]["values"]
+    assert values["generated"]["value"] < 1e-6 < values["first frame"]["value"] and "real" not in values
+    assert "a note" in result["notes"]
+
+
 def test_command_passes_the_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
@@ -216,8 +233,10 @@ def test_command_passes_the_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         raise InputError("stop")
 
     monkeypatch.setattr(report, "evaluate_preset", stop)
-    assert main(["evaluate", "--clips", "d", "--also", "x", "y", "--limit", "3", "--judge", "j"]) == 2
-    assert seen == ["lite-128", Path("d"), None, {"also": ["x", "y"], "limit": 3, "judge": Path("j")}]
+    assert main(["evaluate", "--clips", "d", "--also", "x", "y", "--limit", "3", "--judge", "j",
+                 "--community", "c"]) == 2  # fmt: skip
+    options = {"also": ["x", "y"], "limit": 3, "judge": Path("j"), "community": Path("c")}
+    assert seen == ["lite-128", Path("d"), None, options]
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -31,7 +31,8 @@ def test_true_pose_moves_the_head_as_the_clip_does(tiny_model: Any, tools: figur
             return Shown(clip.frames, driving.numpy(), np.ones(len(driving), bool))
 
     bench = Catching("tiny", tiny_model.bundle, BrightnessTracker(), [subject], lambda *_: None)  # type: ignore[arg-type]
-    shown = spoken.speak_in_true_pose(bench, subject, seed=0)
+    posed = spoken.motion_in_true_pose(bench.bundle, subject, seed=0)
+    shown = spoken.show_in_true_pose(bench, subject, posed.turn, posed.made)
     made = remove_pose(torch.from_numpy(shown.landmarks), load_mean_face())[1]
     true = remove_pose(torch.from_numpy(subject.landmarks), load_mean_face())[1]
     spread = np.ptp(true[:, 4].numpy())

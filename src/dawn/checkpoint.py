@@ -1,4 +1,4 @@
-"""Weights and configuration on disk: safetensors and JSON, loaded strictly, never pickled.
+"""Weights and configuration on disk: safetensors and JSON, loaded strictly; others' pickles are read without running them.
 
 A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of ``PARTS``; parts may be
 shared with the preset beside it that the configuration names. Training writes single parts (``<part>.safetensors`` +
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import BaseModel
@@ -98,7 +99,22 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); get the file again") from error
 
 
-def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str, assign: bool = False) -> None:
+def load_pickle(source: Path | BinaryIO, where: str, remedy: str) -> Any:
+    """What a PyTorch checkpoint holds, without running what it may hold beside tensors. Raises CheckpointError that ends
+    with ``remedy``."""
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise CheckpointError(f"{where}: holds more than tensors, so it was not loaded; {remedy}") from error
+        raise CheckpointError(f"{where}: not a readable checkpoint, or damaged; {remedy} again") from error
+    except Exception as error:  # truncated archives fail in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{where}: not a readable checkpoint ({reason}); {remedy} again") from error
+
+
+def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str, assign: bool = False,
+              remedy: str = "use weights of this preset") -> None:  # fmt: skip
     """Strict loading with a readable account of what does not fit. Stored fp16 becomes the network's own precision.
 
     assign: put the tensors in place of the network's own (made on the meta device) instead of copying their values.
@@ -113,7 +129,7 @@ def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str, assign
     ]
     problems = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(extra)}"] * bool(extra) + shapes[:3]
     if problems:
-        raise CheckpointError(f"{where}: weights of another model ({'; '.join(problems)}); use weights of this preset")
+        raise CheckpointError(f"{where}: weights of another model ({'; '.join(problems)}); {remedy}")
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{where}: {key} holds values that are not finite; get the file again")

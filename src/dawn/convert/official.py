@@ -9,7 +9,6 @@ refuses everything else, so that a file with code in it is not run.
 from __future__ import annotations
 
 import logging
-import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dawn.checkpoint import MAX_WEIGHT_BYTES, PAPER_PARTS, assemble, load_into
+from dawn.checkpoint import MAX_WEIGHT_BYTES, PAPER_PARTS, assemble, load_into, load_pickle
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, UNetConfig
 from dawn.convert import a2v_keys, lfg_keys, pbnet_keys
 from dawn.errors import CheckpointError, ConfigError, OutputError
@@ -128,16 +127,7 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path}: not there; {DOWNLOAD}")
     if path.stat().st_size > MAX_WEIGHT_BYTES:
         raise CheckpointError(f"{path}: {path.stat().st_size} bytes is more than {MAX_WEIGHT_BYTES}; not a published file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "Unsupported global" in reason or "Unsupported class" in reason:
-            raise CheckpointError(f"{path}: holds more than tensors, so it was not loaded; {DOWNLOAD}") from error
-        raise CheckpointError(f"{path}: not a readable checkpoint, or damaged; {DOWNLOAD} again") from error
-    except Exception as error:  # truncated archives fail in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {DOWNLOAD} again") from error
+    content = load_pickle(path, str(path), DOWNLOAD)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__} instead of named weights; {DOWNLOAD}")
     return content

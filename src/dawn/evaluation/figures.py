@@ -30,17 +30,19 @@ MS_PER_FRAME = 1000 / FPS
 FRECHET_ROUNDS = 100
 
 Record = dict[str, Float64Array]
-PARTS = ("likeness", "identity", "lips", "place", "sync", "motion", "against real")
+PARTS = ("likeness", "identity", "lips", "place", "sync", "motion", "against real", "community")
 """Kinds of figures; which of them a column has, see ``report``."""
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What measuring needs besides the frames. judge: of ``evaluation.sync``, or None."""
+    """What measuring needs besides the frames. judge: of ``evaluation.sync``, or None; community: of
+    ``evaluation.community.files``, or None."""
 
     sface: SFace
     judge: Any
     mean_face: Tensor
+    community: Any = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Truth:
         return motion.audio_onsets(self.clip.samples)
 
     @cached_property
+    def community(self) -> Record:
+        """What the community's networks make of the true frames."""
+        from dawn.evaluation.community.figures import embed
+
+        return embed(self.tools.community, self.clip.frames)
+
+    @cached_property
     def moved(self) -> tuple[Tensor, Tensor]:
         """Shape and pose of ``again``."""
         return remove_pose(torch.from_numpy(self.again.landmarks), self.tools.mean_face)
@@ -89,6 +98,8 @@ def measured(shown: Shown, truth: Truth, parts: Sequence[str]) -> Record:
         out |= _motion(shown, truth)
     if "against real" in parts:
         out |= _against_real(shown, truth)
+    if "community" in parts and truth.tools.community is not None:
+        out |= _community(shown, truth)
     return out
 
 
@@ -202,6 +213,12 @@ def _against_real(shown: Shown, truth: Truth) -> Record:
         "range ratio": (motion.pose_range(angles), motion.pose_range(real_angles)),
     }
     return {key: np.array(pair) for key, pair in pairs.items() if np.isfinite(pair).all()}
+
+
+def _community(shown: Shown, truth: Truth) -> Record:
+    from dawn.evaluation.community.figures import clip_record
+
+    return clip_record(truth.tools.community, shown, truth.clip, truth.community)
 
 
 class Measure(NamedTuple):

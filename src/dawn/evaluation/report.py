@@ -14,11 +14,13 @@ from torch import Tensor
 from dawn.checkpoint import load_mean_face
 from dawn.errors import ConfigError, InputError
 from dawn.evaluation import lips
+from dawn.evaluation.community.figures import community_figures
+from dawn.evaluation.community.files import load_community
 from dawn.evaluation.figures import PARTS, Record, Tools, Truth, measured
 from dawn.evaluation.folders import pair_files, read_pair
 from dawn.evaluation.long import long_figures
 from dawn.evaluation.material import Bench, EvalClip, Progress, Shown, read_clips, track
-from dawn.evaluation.spoken import exchanged, life_figures, silence_figures, speak, speak_in_true_pose
+from dawn.evaluation.spoken import exchanged, life_figures, motion_in_true_pose, show_in_true_pose, silence_figures, speak
 from dawn.evaluation.table import Columns, Rows, put, table
 from dawn.models.bundle import Bundle
 from dawn.models.face_features import load_sface
@@ -44,12 +46,12 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, progress: Progress | None = None, *,
                     also: Sequence[str | Path] = (), limit: int | None = None,
-                    judge: Path | None = None) -> dict[str, Any]:  # fmt: skip
+                    judge: Path | None = None, community: Path | None = None) -> dict[str, Any]:  # fmt: skip
     """Measure a preset on a folder of prepared clips (``dawn prepare``), with its controls, and further presets beside it.
 
     sface, judge: weights of the identity measures and of the sync judge, by default where ``tools/fetch_models.py`` puts
     them and the shipped one. progress: called with (stage, done, total). also: more presets, each at its own size. limit:
-    only the first so many clips of each person.
+    only the first so many clips of each person. community: folder with the networks of FID, FVD and LSE.
 
     Returns plain numbers that can be written as JSON: {"preset", "clips", "people", "frames", "seconds", "size_px",
     "clip_px", "columns": {column: what it is}, "notes": [...], "rows": {group: {measure: {"unit", "better", "values":
@@ -59,7 +61,7 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, 
     start = time.perf_counter()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: give at least 1 clip a person")
-    tools, notes = _tools(sface, judge)
+    tools, notes = _tools(sface, judge, community)
     bundles = _load_presets([preset, *also])
     report = progress or _quiet
     with FaceTracker() as tracker, torch.inference_mode():
@@ -70,6 +72,7 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, 
             own = truths if bench.clips is first.clips else _truths(bench, tools)
             columns |= _speech_columns(bench, own, f"{bench.name}, {TRUE_POSE}")
         rows = table(columns)
+        _add_community(rows, notes, tools, columns)
         for bench in (first, *others):
             _add_life(rows, bench, [record["aperture signal"] for record in columns[bench.name]])
         long = long_figures(first, tools)
@@ -82,14 +85,15 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, 
 
 
 def evaluate_folders(made: Path, real: Path, sface: Path | None = None, progress: Progress | None = None, *,
-                     limit: int | None = None, judge: Path | None = None) -> dict[str, Any]:  # fmt: skip
+                     limit: int | None = None, judge: Path | None = None,
+                     community: Path | None = None) -> dict[str, Any]:  # fmt: skip
     """Measure finished videos or prepared clips against true ones of the same names. Returns as ``evaluate_preset``, without
     cost and long. limit: only the first so many pairs. Raises ConfigError, CheckpointError, InputError.
     """
     start = time.perf_counter()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: give at least 1 pair")
-    tools, notes = _tools(sface, judge)
+    tools, notes = _tools(sface, judge, community)
     files = pair_files(made, real)[:limit]
     report = progress or _quiet
     pairs: list[tuple[EvalClip, EvalClip]] = []
@@ -110,18 +114,29 @@ def evaluate_folders(made: Path, real: Path, sface: Path | None = None, progress
     notes.append("videos are cropped each by its own face: compare pictures point by point only if both were cropped alike")
     head = _head(str(made), clips, start)
     described = _described(columns) | {REAL: "the true frames themselves"}
-    return {**head, "columns": described, "notes": notes, "rows": table(columns), "long": None}
+    rows = table(columns)
+    _add_community(rows, notes, tools, columns)
+    return {**head, "columns": described, "notes": notes, "rows": rows, "long": None}
 
 
-def _tools(sface: Path | None, judge: Path | None) -> tuple[Tools, list[str]]:
+def _add_community(rows: Rows, notes: list[str], tools: Tools, columns: Columns) -> None:
+    if tools.community is not None:
+        found, more = community_figures(tools.community, columns)
+        rows |= found
+        notes += more
+
+
+def _tools(sface: Path | None, judge: Path | None, community: Path | None) -> tuple[Tools, list[str]]:
     """The measuring networks, and a note where the sync judge is not there to be loaded."""
     from dawn.evaluation import sync
 
-    network = load_sface(sface)
-    shipped = Path(sync.__file__).parent.parent / sync.SHIPPED_JUDGE
+    shipped, notes = Path(sync.__file__).parent.parent / sync.SHIPPED_JUDGE, []
+    network = None
     if judge is None and not shipped.is_file():
-        return Tools(network, None, load_mean_face()), ["no sync figures: this copy of dawn has no sync judge"]
-    return Tools(network, sync.load_judge(judge), load_mean_face()), []
+        notes.append("no sync figures: this copy of dawn has no sync judge")
+    else:
+        network = sync.load_judge(judge)
+    return Tools(load_sface(sface), network, load_mean_face(), load_community(community) if community else None), notes
 
 
 def _head(name: str, clips: Sequence[EvalClip], start: float) -> dict[str, Any]:
@@ -215,13 +230,13 @@ def _still_record(truth: Truth) -> Record:
     frames, again = truth.clip.frames, truth.again
     shown = Shown(np.repeat(frames[:1], len(frames), 0), np.repeat(again.landmarks[:1], len(frames), 0),
                   np.repeat(again.found[:1], len(frames)))  # fmt: skip
-    record = measured(shown, truth, _heard(("likeness", "identity", "lips", "place", "sync"), truth.clip))
+    record = measured(shown, truth, _heard(("likeness", "identity", "lips", "place", "sync", "community"), truth.clip))
     # A signal that never moves has no lag.
     return {key: value for key, value in record.items() if not key.endswith("lags")}
 
 
 def _real_record(truth: Truth) -> Record:
-    return measured(truth.again, truth, _heard(("identity", "lips", "place", "sync", "motion"), truth.clip))
+    return measured(truth.again, truth, _heard(("identity", "lips", "place", "sync", "motion", "community"), truth.clip))
 
 
 def _speech_columns(bench: Bench, truths: Sequence[Truth], true_pose: str) -> Columns:
@@ -233,7 +248,9 @@ def _speech_columns(bench: Bench, truths: Sequence[Truth], true_pose: str) -> Co
         cost = {stage: np.array([value, len(clip)]) for stage, value in seconds.items()}
         signal = {"aperture signal": lips.lip_aperture(spoken.shown.landmarks)}
         columns[bench.name].append(measured(spoken.shown, truth, OWN_POSE_PARTS) | cost | signal)
-        columns[true_pose].append(measured(speak_in_true_pose(bench, clip, seed=position), truth, PARTS))
+        posed = motion_in_true_pose(bench.bundle, clip, seed=position)
+        shown = show_in_true_pose(bench, clip, posed.turn, posed.made)
+        columns[true_pose].append(measured(shown, truth, PARTS))
         bench.progress(f"{bench.name}: from sound", position + 1, len(bench.voiced))
     return columns
 
@@ -245,7 +262,7 @@ def _main_columns(bench: Bench, truths: Sequence[Truth]) -> Columns:
         clip = bench.clips[index]
         sound = bench.clips[bench.voiced[others[position]]].samples
         shown = speak(bench, clip, sound, len(clip), seed=position).shown
-        columns[SHUFFLED].append(measured(shown, truths[index], ("lips", "sync", "motion", "against real")))
+        columns[SHUFFLED].append(measured(shown, truths[index], ("lips", "sync", "motion", "against real", "community")))
         bench.progress("another clip's sound", position + 1, len(bench.voiced))
     for index, (clip, truth) in enumerate(zip(bench.clips, truths, strict=True)):
         shown = bench.show(clip, torch.from_numpy(clip.landmarks))

@@ -70,25 +70,37 @@ def speak(bench: Bench, clip: EvalClip, samples: FloatArray, frames: int, seed: 
     return Spoken(bench.look(clip, pictures), watch.seconds)
 
 
-@torch.inference_mode()
-def speak_in_true_pose(bench: Bench, clip: EvalClip, seed: int) -> Shown:
-    """As ``speak``, but PBNet is left out: head pose and blinks are the clip's own, and only the face is generated.
+class InTruePose(NamedTuple):
+    """Motion of a clip in its own head pose. turn (T, 6) pose changes; made, true (T, K) expression from sound and tracked."""
 
-    The pictures can then be compared with the true ones point by point. Pose is smoothed as for training.
-    """
-    bundle, face, frames = bench.bundle, clip.face, len(clip)
+    turn: Tensor
+    made: Tensor
+    true: Tensor
+
+
+@torch.inference_mode()
+def motion_in_true_pose(bundle: Bundle, clip: EvalClip, seed: int) -> InTruePose:
+    """As ``make_motion``, but PBNet is left out: head pose and blinks are the clip's own, smoothed as for training."""
+    face, frames = clip.face, len(clip)
     space, sampler = bundle.motion, bundle.config.sampler
     shape, pose = remove_pose(torch.from_numpy(clip.landmarks), space.mean_face)
-    own_shape, own_pose = torch.from_numpy(face.shape), torch.from_numpy(face.pose)
-    turn = pose_change(smooth(pose, POSE_SMOOTHING_FRAMES), own_pose)
-    blink = eye_aspect_ratio(smooth(shape, SHAPE_SMOOTHING_FRAMES)) - eye_aspect_ratio(own_shape)
+    shape, pose = smooth(shape, SHAPE_SMOOTHING_FRAMES), smooth(pose, POSE_SMOOTHING_FRAMES)
+    own_shape = torch.from_numpy(face.shape)
+    turn = pose_change(pose, torch.from_numpy(face.pose))
+    blink = eye_aspect_ratio(shape) - eye_aspect_ratio(own_shape)
     head = torch.cat((turn / space.pose_scale, blink / EAR_UNIT), -1)
     sound = torch.from_numpy(clip.samples)
     generator = torch.Generator().manual_seed(seed)
     expression = generate_expression(bundle.a2v, bundle.audio.encode(sound, frames), head, space.describe_source(own_shape),
                                      sampler.steps, sampler.guidance, sampler.temperature, generator)  # fmt: skip
     expression = shape_lips(bundle, expression, own_shape, quiet_share(sound, frames), sampler.steps, sampler.guidance)
-    return bench.show(clip, space.landmarks(turn, expression, own_shape, own_pose))
+    return InTruePose(turn, expression, space.encode(shape, own_shape))
+
+
+def show_in_true_pose(bench: Bench, clip: EvalClip, turn: Tensor, expression: Tensor) -> Shown:
+    """Frames of a clip's first frame in its own head pose: comparable with the true ones point by point."""
+    numbers = (torch.from_numpy(x) for x in (clip.face.shape, clip.face.pose))
+    return bench.show(clip, bench.bundle.motion.landmarks(turn, expression, *numbers))
 
 
 def silence_figures(bench: Bench, speech: Sequence[np.ndarray]) -> dict[str, float]:
