@@ -62,7 +62,7 @@ def test_generate(run: Callable, out: Path, tmp_path: Path, portrait_path: Path,
     motion = out / "m.json"
     code, printed, errors = run("generate", portrait_path, speech_path, "--seed", 1, "--motion-out", motion, "--size", 128)
     assert (code, errors) == (0, "")
-    assert "21 frames, 0.84 s, 128 px" in printed
+    assert "21 frames, 0.84 s, 128 x 128 px" in printed
     for word in ("load model", "audio in", "track", "audio features", "motion", "decode", "video", "frames/s",
                  "x real time", "peak memory"):  # fmt: skip
         assert word in printed

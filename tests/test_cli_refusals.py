@@ -207,9 +207,9 @@ def full_disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.usefixtures("prepared_once")
-def test_full_disk(run: Callable, full_disk: tuple[Path, str], speech_path: Path) -> None:
+def test_full_disk(run: Callable, full_disk: tuple[Path, str], portrait_path: Path, speech_path: Path) -> None:
     folder, reason = full_disk
-    result = run("generate", "x.png", speech_path, "-o", folder / "a.mp4", "--size", 256)
+    result = run("generate", portrait_path, speech_path, "-o", folder / "a.mp4", "--size", 256)
     refused(result, folder, "a.mp4", reason, "choose another folder")
 
 

@@ -127,13 +127,12 @@ def test_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, tiny_model:
     assert np.abs(stacked(video).astype(int) - eights).max() <= 1
 
 
-def test_size(tiny_model: Dawn, speech: Say) -> None:
-    small = stacked(tiny_model("x.png", speech(5)))
-    large = stacked(tiny_model("x.png", speech(5), size=256))
-    assert large.shape == (5, 256, 256, 3)
-    back = np.stack([np.asarray(Image.fromarray(f).resize((64, 64), Image.Resampling.BOX)) for f in large])
-    assert np.abs(back.astype(int) - small).mean() < 6
-    assert tiny_model.describe(256) == "preset tiny-64, 64 px upscaled to 256 px"
+def test_size(tiny_model: Dawn, speech: Say, portrait_path: Path) -> None:
+    video = tiny_model(media.read_image(portrait_path), speech(5), size=256)
+    large = stacked(video)
+    assert large.shape == (5, 256, 256, 3) and video.full is not None
+    assert tiny_model.describe_full(video.full) == "preset tiny-64, 64 px square at 256 px in the photograph"
+    assert tiny_model.describe(32) == "preset tiny-64, 64 px reduced to 32 px"
     assert tiny_model.describe(64) == "preset tiny-64"
     with pytest.raises(ConfigError, match=r"size 100.*128, 256, 512"):
         tiny_model("x.png", speech(5), size=100)

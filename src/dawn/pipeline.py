@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,21 +22,26 @@ from torch import Tensor
 
 from dawn import __version__, media
 from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, part_path, read_preset, read_weights
+from dawn.composite import LIMIT_PX, FullFrame
 from dawn.config import PaperPresetConfig, PresetConfig, parse
 from dawn.errors import ConfigError, NoFaceError, VideoError
 from dawn.generation import GenerateOptions, LiteEngine
 from dawn.models.bundle import Bundle, PaperBundle
+from dawn.models.tone import tone_of, toned
 from dawn.paper_generation import PaperEngine
-from dawn.preprocess.crop import crop_box, to_crop_units
+from dawn.preprocess.crop import crop_box, cut, to_crop_units
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
-from dawn.structs import FPS, Face, FloatArray, ImageArray, Motion, Speech, TrackedFace
+from dawn.structs import FPS, Box, Face, FloatArray, ImageArray, Motion, Speech, TrackedFace
 
 log = logging.getLogger(__name__)
 
 DECODE_BATCH = 8
 """Frames decoded together: enough to fill two cores, few enough to stay in their cache."""
 SIZES_PX = (128, 256, 512)
+FRAMES = ("crop", "full")
+FULL_SIZES_PX = (256, 2560)
+"""Least and greatest limit of a full frame's longest side."""
 MAX_DRIVE_FRAMES = 45_000
 PathLike = str | Path
 Progress = Callable[[str, int, int], None]
@@ -86,20 +92,25 @@ def peak_memory_mib() -> float | None:
 class Video:
     """A talking-head video that is decoded as it is read: iterate over its frames, or ``save`` it.
 
-    ``motion`` is what is rendered and can be saved, edited and rendered again; ``face`` is the prepared portrait.
+    ``motion`` is what is rendered and can be saved, edited and rendered again; ``face`` is the prepared portrait; ``full``
+    puts it back into the photograph, or its square, where frames are not the model's own. Frames are ``height`` x ``width``
+    pixels.
     """
 
     def __init__(self, model: Dawn, face: Face, motion: Motion, speech: Speech | None, size_px: int,
-                 watch: Stopwatch, progress: Progress) -> None:  # fmt: skip
+                 watch: Stopwatch, progress: Progress, full: FullFrame | None = None) -> None:  # fmt: skip
         self.face, self.motion, self.speech, self.size_px, self.watch = face, motion, speech, size_px, watch
-        self._model, self._progress = model, progress
+        self._model, self._progress, self.full = model, progress, full
+        self.height, self.width = (size_px, size_px) if full is None else (full.height, full.width)
 
     def __len__(self) -> int:
         return len(self.motion)
 
     def __iter__(self) -> Iterator[ImageArray]:
-        """Frames (size_px, size_px, 3) uint8 RGB at 25 fps."""
-        frames = self._model.render(self.face, self.motion, self.size_px)
+        """Frames (height, width, 3) uint8 RGB at 25 fps."""
+        model = self._model
+        frames = (model.render(self.face, self.motion, self.size_px) if self.full is None
+                  else model.render_full(self.face, self.motion, self.full))  # fmt: skip
         for done in range(len(self)):
             with self.watch.stage("decode"):
                 frame = next(frames)
@@ -108,9 +119,9 @@ class Video:
 
     def save(self, path: PathLike) -> Path:
         """Write an MP4 (H.264, AAC) with the speech. Raises OutputError; nothing half-written is left behind."""
-        size = self.size_px
-        comment = f"AI-generated video: dawn {__version__}, {self._model.describe(self.size_px)}"
-        with media.VideoWriter(path, size, size, self.speech, fps=FPS, metadata={"comment": comment}) as writer:
+        what = self._model.describe(self.size_px) if self.full is None else self._model.describe_full(self.full)
+        comment = f"AI-generated video: dawn {__version__}, {what}"
+        with media.VideoWriter(path, self.width, self.height, self.speech, fps=FPS, metadata={"comment": comment}) as writer:
             for frame in self:
                 with self.watch.stage("video"):
                     writer.write(frame)
@@ -141,31 +152,39 @@ class Dawn:
         return self.bundle.config
 
     def describe(self, size_px: int) -> str:
-        """One phrase for metadata: preset, native size and whether it was upscaled."""
+        """One phrase for metadata: preset, native size and whether frames are reduced."""
         native = self.config.lfg.image_size_px
-        how = "upscaled" if size_px > native else "reduced"
-        scaled = "" if size_px == native else f", {native} px {how} to {size_px} px"
+        scaled = f", {native} px reduced to {size_px} px" if size_px < native else ""
         return f"preset {self.config.name}{scaled}"
 
+    def describe_full(self, full: FullFrame) -> str:
+        """The same for frames that are photographs, or squares of them: also how large the face is in them."""
+        native = self.config.lfg.image_size_px
+        scaled = f", photograph reduced from {full.original}" if full.reduced else ""
+        return f"preset {self.config.name}, {native} px square at {full.box.width:.0f} px in the photograph{scaled}"
+
     def __call__(self, portrait: PathLike | ImageArray, speech: PathLike | Speech, *, size: int | None = None,
-                 face: int | str | None = None, motion: Motion | None = None, allow_silence: bool = False,
-                 progress: Progress = _quiet, **options: Any) -> Video:  # fmt: skip
+                 frame: str = "crop", face: int | str | None = None, motion: Motion | None = None,
+                 allow_silence: bool = False, progress: Progress = _quiet, **options: Any) -> Video:  # fmt: skip
         """Generate a talking-head video.
 
         portrait: an image file, or an (H, W, 3) uint8 RGB array. speech: an audio or video file, or a ``Speech``.
-        size: side of the frames in pixels (128, 256, 512); if it is not the model's own, they are scaled. face: which face
-        of several, see ``preprocess.portrait.choose_face``. motion: render this instead of generating one.
+        frame: "crop", the square around the face, or "full", the whole photograph with the face moving in it.
+        size: side of the crop in pixels (128, 256, 512); below the model's own it is reduced, above it the portrait's own
+        detail is moved along. Of a full frame the longest side at most (256 to 2560, 1280 if not given): larger photographs
+        are reduced, smaller ones stay as they are.
+        face: which face of several, see ``preprocess.portrait.choose_face``. motion: render this instead of generating one.
         options: fields of ``GenerateOptions`` (seed, steps, guidance, pose_scale, blink, still, expression).
 
         Raises InputError and its kinds for unusable files, ConfigError for wrong options.
         """
         chosen = parse(GenerateOptions, options, "options")
-        size_px = self._size(size)
+        size_px = self._size(size, frame)
         watch = Stopwatch()
         with watch.stage("audio in"):
             sound = speech if isinstance(speech, Speech) else media.read_speech(speech, allow_silence=allow_silence)
         with watch.stage("track"):
-            prepared = self.prepare(portrait, face)
+            prepared, full = self._placed(portrait, face, frame, size_px)
         if motion is None:
             with watch.stage("audio features"):
                 samples = torch.from_numpy(sound.samples).to(self.device)
@@ -177,24 +196,37 @@ class Dawn:
                 )  # fmt: skip
         else:
             motion = self._fit_motion(motion, sound.frame_count)
-        return Video(self, prepared, motion, sound, size_px, watch, progress)
+        return Video(self, prepared, motion, sound, size_px, watch, progress, full)
 
-    def drive(self, portrait: PathLike | ImageArray, video: PathLike, *, size: int | None = None,
+    def drive(self, portrait: PathLike | ImageArray, video: PathLike, *, size: int | None = None, frame: str = "crop",
               face: int | str | None = None, progress: Progress = _quiet) -> Video:  # fmt: skip
         """Another video's facial motion (and sound, if any) on this portrait. Raises as ``__call__``, and VideoError."""
-        size_px = self._size(size)
+        size_px = self._size(size, frame)
         watch = Stopwatch()
         with watch.stage("track"):
-            prepared = self.prepare(portrait, face)
+            prepared, full = self._placed(portrait, face, frame, size_px)
             motion = self.track_motion(video, prepared, progress)
         speech = _sound_of(video, len(motion))
-        return Video(self, prepared, motion, speech, size_px, watch, progress)
+        return Video(self, prepared, motion, speech, size_px, watch, progress, full)
 
     def prepare(self, portrait: PathLike | ImageArray, face: int | str | None = None) -> Face:
         """Find, check and crop the portrait's face. Raises ImageError, FaceError and its kinds."""
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
         with FaceTracker(max_faces=8) as tracker:
             return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face)
+
+    def _placed(self, portrait: PathLike | ImageArray, face: int | str | None, frame: str,
+                size_px: int) -> tuple[Face, FullFrame | None]:  # fmt: skip
+        """``prepare``, and what puts the face back into its photograph, or into the photograph's square, if that is larger
+        than the model's."""
+        if frame == "crop" and size_px <= self.config.lfg.image_size_px:
+            return self.prepare(portrait, face), None
+        image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
+        prepared = self.prepare(image, face)
+        if frame == "full":
+            return prepared, FullFrame(image, prepared, size_px, self.device)
+        whole = replace(prepared, box=Box(0, 0, size_px, size_px))
+        return prepared, FullFrame(cut(image, prepared.box, size_px), whole, size_px, self.device)
 
     def track_motion(self, video: PathLike, face: Face, progress: Progress = _quiet) -> Motion:
         """Facial motion of a video as a ``Motion`` for ``face``. Raises VideoError, NoFaceError, ConfigError."""
@@ -211,16 +243,44 @@ class Dawn:
     def render(self, face: Face, motion: Motion, size_px: int | None = None) -> Iterator[ImageArray]:
         """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for."""
         self.engine.check(motion)
-        source = self.engine.source(face)
+        source, tone = self.engine.source(face), tone_of(face.crop)
         for start in range(0, len(motion), DECODE_BATCH):
             with torch.inference_mode():
                 frames = self.engine.decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
+                frames = toned(frames, tone)
                 if size_px not in (None, frames.shape[-1]):
                     frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", antialias=True)
                 out = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
             yield from out
 
-    def _size(self, size: int | None) -> int:
+    def render_full(self, face: Face, motion: Motion, full: FullFrame) -> Iterator[ImageArray]:
+        """Frames (full.height, full.width, 3) uint8, decoded in batches as they are asked for."""
+        self.engine.check(motion)
+        source, tone = self.engine.source(face), tone_of(face.crop)
+        for start in range(0, len(motion), DECODE_BATCH):
+            with torch.inference_mode():
+                frames, flow = self._decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
+            yield from map(full, toned(frames, tone), flow)
+
+    def _decode(self, source: Any, face: Face, motion: Motion, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Frames start to stop, (N, 3, R, R), and the flow (N, h, w, 2) that moved the portrait."""
+        if isinstance(self.engine, LiteEngine):
+            points = self.engine.landmarks(face, motion, start, stop)
+            made = self.engine.bundle.lfg.redraw(source.expand(len(points)), points)
+            return made.frame.clamp(0, 1), made.flow.grid
+        frames = self.engine.decode(source, face, motion, start, stop)
+        flow = torch.from_numpy(motion.expression[start:stop]).to(self.device).view(len(frames), 3, -1)[:, :2]
+        side = math.isqrt(flow.shape[-1])
+        return frames, flow.unflatten(2, (side, side)).permute(0, 2, 3, 1)
+
+    def _size(self, size: int | None, frame: str) -> int:
+        if frame not in FRAMES:
+            raise ConfigError(f"frame {frame!r}: give crop or full")
+        if frame == "full":
+            low, high = FULL_SIZES_PX
+            if size is not None and not low <= size <= high:
+                raise ConfigError(f"size {size}: of a full frame it limits the longest side; give {low} to {high} px")
+            return size or LIMIT_PX
         native = self.config.lfg.image_size_px
         if size is None:
             return native

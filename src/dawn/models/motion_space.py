@@ -17,7 +17,7 @@ from dawn.models.face_geometry import add_pose, apply_pose, eye_aspect_ratio, li
 LIP_EMPHASIS = 4.0
 """Weight of lip landmarks in the fit of the components, so that few components hold them to a fraction of a pixel."""
 EYE_EMPHASIS = 4.0
-CLOSING = 0.025
+CLOSING = 0.035
 CLOSING_BELOW = 0.05
 """Eye distances: with these, generated openings are spread as those of the clips are (docs/log.md)."""
 
