@@ -21,24 +21,41 @@ RIVAL_HEIGHT_SHARE = 0.5
 """Other faces smaller than this share of the largest are bystanders and need no choice."""
 TRACK_SIZE_PX = 256
 """Landmarks are measured on the crop at this size, as on the training clips."""
-TILE_SHARE = 0.55
+TILE_SHARE = 0.6
+"""Each search through a picture in parts uses parts so much smaller than the one before: the detector needs a face of about a
+seventh of what it is shown."""
+MIN_TILE_PX = 120
+MAX_TILES = 250
+MAX_ROLL_DEG = 60.0
 
 
 def find_faces(image: ImageArray, tracker: FaceTracker) -> list[TrackedFace]:
-    """All faces, largest first. A picture without any is searched again in overlapping quarters (small faces)."""
+    """All faces, largest first. A picture without any is searched again in overlapping parts, smaller and smaller ones."""
     faces = tracker.faces(image)
-    if faces:
-        return faces
-    height, width = image.shape[:2]
-    tile_h, tile_w = int(height * TILE_SHARE), int(width * TILE_SHARE)
-    if min(tile_h, tile_w) < TRACK_SIZE_PX:
-        return []
-    for y, x in product((0, (height - tile_h) // 2, height - tile_h), (0, (width - tile_w) // 2, width - tile_w)):
-        for face in tracker.faces(image[y : y + tile_h, x : x + tile_w]):
-            moved = TrackedFace(face.landmarks + np.array([x, y, 0], np.float32), face.blendshapes)
-            if all(_apart(moved.box, other.box) for other in faces):
-                faces.append(moved)
+    side, searched = float(max(image.shape[:2])), 0
+    while not faces and (side := side * TILE_SHARE) >= MIN_TILE_PX:
+        rows, columns = (_starts(limit, int(side)) for limit in image.shape[:2])
+        searched += len(rows) * len(columns)
+        if searched > MAX_TILES:
+            break
+        for y, x in product(rows, columns):
+            for face in tracker.faces(np.ascontiguousarray(image[y : y + int(side), x : x + int(side)])):
+                moved = TrackedFace(face.landmarks + np.array([x, y, 0], np.float32), face.blendshapes)
+                if all(_apart(moved.box, other.box) for other in faces) and _seen_again(image, moved, tracker):
+                    faces.append(moved)
     return sorted(faces, key=lambda face: -face.box.height)
+
+
+def _seen_again(image: ImageArray, face: TrackedFace, tracker: FaceTracker) -> bool:
+    """Whether a face is one when seen on its own: parts of a picture now and then show one that is none."""
+    height, width = image.shape[:2]
+    return bool(tracker.faces(cut(image, crop_box(face, width, height), TRACK_SIZE_PX)))
+
+
+def _starts(limit: int, side: int) -> list[int]:
+    """Where parts of ``side`` begin that cover 0 to ``limit`` and overlap by half."""
+    count = max(0, -(-2 * (limit - side) // side))
+    return [round(i * (limit - side) / count) for i in range(count + 1)] if count else [0]
 
 
 def _apart(a: Box, b: Box) -> bool:
@@ -54,7 +71,8 @@ def choose_face(faces: list[TrackedFace], choice: int | str | None) -> TrackedFa
     """
     if not faces:
         raise NoFaceError(
-            "no face was found in the portrait: use a photograph with one clearly visible face that looks at the camera"
+            "no face was found in the portrait: use a photograph with one clearly visible face that looks at the camera; if "
+            "it is small in the picture, cut the picture to head and shoulders"
         )
     if choice == "largest":
         return faces[0]
@@ -81,7 +99,7 @@ def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
     found = choose_face(find_faces(image, tracker), choice)
     if found.box.height < MIN_FACE_HEIGHT_PX:
         raise FaceTooSmallError(
-            f"the face is {found.box.height:.0f} px high: at least {MIN_FACE_HEIGHT_PX} px are needed; use a larger picture"
+            f"the face is {found.box.height:.1f} px high: at least {MIN_FACE_HEIGHT_PX} px are needed; use a larger picture"
         )
     height, width = image.shape[:2]
     box = crop_box(found, width, height)
@@ -98,6 +116,8 @@ def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
             f"the head is turned too far (yaw {yaw:.0f}°, pitch {pitch:.0f}°; at most {MAX_YAW_DEG:.0f}° and "
             f"{MAX_PITCH_DEG:.0f}°): use a portrait that looks towards the camera"
         )
+    if abs(float(pose[2])) > MAX_ROLL_DEG:
+        raise ExtremePoseError(f"the head lies on its side ({float(pose[2]):.0f}°): turn the picture upright")
     return Face(
         crop=large if size_px == TRACK_SIZE_PX else cut(image, box, size_px),
         landmarks=landmarks,
