@@ -14,9 +14,10 @@ ROOT = Path(dawn.__file__).parent
 FLOORS = (
     {"errors", "structs", "config", "landmarks"},
     {"media", "checkpoint", "motion_file", "models", "diffusion"},
-    {"preprocess", "generation"},
+    {"preprocess", "generation", "composite"},
     {"paper_generation"},
     {"pipeline", "evaluation", "training", "convert"},
+    {"preflight", "plot"},
     {"cli", "cli_arguments", "doctor", "serving"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

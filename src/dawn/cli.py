@@ -113,6 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
         ("pack", _pack, given.add_pack, "trained parts -> a preset"),
         ("convert", _convert, given.add_convert, "the authors' published files -> a preset"),
         ("evaluate", _evaluate, given.add_evaluate, "measure a preset on prepared clips"),
+        ("check", _check, given.add_check, "what portrait and speech are fit for, before time is spent"),
+        ("plot", _plot, given.add_plot, "a video or motion file -> one picture of its course in time"),
         ("doctor", _doctor, lambda p: None, "versions, device, presets, and whether each part works"),
     ):
         command = commands.add_parser(name, parents=[common], help=text, description=text)
@@ -128,17 +130,23 @@ def _generate(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {name: value for name in STRENGTHS if (value := getattr(args, name)) is not None}
     from dawn.motion_file import load_motion
 
+    if args.strict:
+        from dawn.preflight.check import check
+        from dawn.preflight.findings import refuse_warnings
+
+        refuse_warnings(check(args.portrait, args.speech, args.preset, args.face, args.allow_silence))
+
     def make(model: Any, progress: Any) -> Any:
         motion = load_motion(args.motion_in) if args.motion_in else None
-        return model(args.portrait, args.speech, size=args.size, face=args.face, motion=motion, still=args.still,
-                     allow_silence=args.allow_silence, progress=progress, **options)  # fmt: skip
+        return model(args.portrait, args.speech, size=args.size, frame=args.frame, face=args.face, motion=motion,
+                     still=args.still, allow_silence=args.allow_silence, progress=progress, **options)  # fmt: skip
 
     return _render(args, make, args.portrait, args.speech)
 
 
 def _drive(args: argparse.Namespace) -> int:
     def make(model: Any, progress: Any) -> Any:
-        return model.drive(args.portrait, args.video, size=args.size, face=args.face, progress=progress)
+        return model.drive(args.portrait, args.video, size=args.size, frame=args.frame, face=args.face, progress=progress)
 
     return _render(args, make, args.portrait, args.video)
 
@@ -171,7 +179,11 @@ def _report(path: Path, video: Any, loading_s: float, working_s: float) -> None:
 
     frames, peak = len(video), peak_memory_mib()
     memory = "" if peak is None else f", peak memory {peak:.0f} MiB"
-    print(f"{path}: {frames} frames, {frames / FPS:.2f} s, {video.size_px} px")
+    full = video.full
+    size = f"{video.size_px} px" if full is None else f"{full.width} x {full.height} px"
+    if full is not None and full.reduced:
+        size += f" (photograph reduced from {full.original}; --size sets the longest side)"
+    print(f"{path}: {frames} frames, {frames / FPS:.2f} s, {size}")
     for stage, seconds in {"load model": loading_s, **video.watch.seconds}.items():
         print(f"  {stage:<15} {seconds:8.2f} s")
     print(f"  {'total':<15} {working_s:8.2f} s without loading: {frames / working_s:.1f} frames/s, "
@@ -264,16 +276,48 @@ def _evaluate(args: argparse.Namespace) -> int:
     with _progress_bar(args) as progress:
         if args.generated:
             made, real = args.generated
-            result = evaluate_folders(made, real, args.sface, progress, limit=args.limit, judge=args.judge)
+            result = evaluate_folders(made, real, args.sface, progress, limit=args.limit, judge=args.judge,
+                                      community=args.community)  # fmt: skip
         else:
             preset = args.preset or given.DEFAULT_PRESET
             result = evaluate_preset(preset, clips[0], args.sface, progress, also=args.also, limit=args.limit,
-                                     judge=args.judge)  # fmt: skip
+                                     judge=args.judge, community=args.community)  # fmt: skip
     if args.json:
         with replacing(args.json, (".json",)) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if not args.quiet:
         print(format_report(result))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from dawn.media.files import replacing
+    from dawn.preflight.check import check
+    from dawn.preflight.findings import LEVELS, as_json, as_words, verdict
+
+    piped = str(args.json) == "-"
+    if args.json and not piped:
+        _check_output(args.json, (".json",), args.portrait, *([args.speech] if args.speech else []))
+    sections = check(args.portrait, args.speech, args.preset, args.face, args.allow_silence)
+    refused = LEVELS[1:] if args.strict else LEVELS[2:]
+    report = json.dumps(as_json(sections), indent=1)
+    if args.json and not piped:
+        with replacing(args.json, (".json",)) as temporary:
+            temporary.write_text(report + "\n", encoding="utf-8")
+    for line in [report] if piped else as_words(sections, refused[0] if args.quiet else "ok"):
+        print(line)
+    return 2 if verdict(sections) in refused else 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from dawn.plot import plot
+
+    out = args.output or Path(f"{args.source}.png")
+    _check_output(out, (".png",), args.source)
+    with _progress_bar(args) as progress:
+        plot(args.source, out, args.preset, progress)
+    if not args.quiet:
+        print(out)
     return 0
 
 

@@ -23,6 +23,9 @@ class Parser(argparse.ArgumentParser):
 def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
     parser.add_argument("--size", type=int, help="side in px: 128, 256, 512 (the preset's own)")
+    parser.add_argument("--frame", choices=("crop", "full"), default="crop",
+                        help="square around the face, or whole photograph; its longest side is then at most --size, "
+                        "256 to 2560 px (crop; 1280)")  # fmt: skip
     parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
@@ -43,6 +46,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blink", type=float, help="strength of blinks, 0 to 1.5 (1)")
     parser.add_argument("--expression", type=float, help="strength of facial motion, 0 to 2 (1)")
     parser.add_argument("--still", action="store_true", help="keep the head still; only face and eyes move")
+    parser.add_argument("--strict", action="store_true", help="refuse what dawn check warns of, before any work")
     parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
 
 
@@ -85,6 +89,22 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
 
 
+def add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("portrait", type=Path, help="picture with one face")
+    parser.add_argument("speech", type=Path, nargs="?", help="sound file, or video with sound")
+    parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="whose size of picture counts (%(default)s)")
+    parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the report as JSON; - prints it instead of words")
+    parser.add_argument("--strict", action="store_true", help="exit with 2 on warnings too")
+
+
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="video, or motion file (.json)")
+    parser.add_argument("-o", "--output", type=Path, metavar="F.png", help="picture to write (the source's name and .png)")
+    parser.add_argument("--preset", help="whose motion space a motion file is shown with (the one it names)")
+
+
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clips", type=Path, nargs="?", help="prepared clips of people who were not trained on")
     parser.add_argument("--clips", type=Path, dest="clips_too", metavar="DIR", help="the same")
@@ -95,6 +115,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each person, or N videos")
     parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")
     parser.add_argument("--judge", type=Path, metavar="F", help="another sync judge than the shipped one")
+    parser.add_argument("--community", type=Path, metavar="DIR", help="folder with the networks of FID, FVD and LSE")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures as JSON")
 
 

@@ -1,0 +1,1 @@
+"""What can be said of a portrait and a recording before time is spent on them (``dawn check``)."""
