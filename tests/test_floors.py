@@ -13,11 +13,11 @@ import dawn
 ROOT = Path(dawn.__file__).parent
 FLOORS = (
     {"errors", "structs", "config", "landmarks"},
-    {"media", "checkpoint", "motion_file", "models", "diffusion"},
+    {"media", "checkpoint", "progress", "motion_file", "models", "diffusion"},
     {"preprocess", "generation", "composite"},
     {"paper_generation"},
     {"pipeline", "evaluation", "training", "convert"},
-    {"preflight", "plot"},
+    {"preflight", "plot", "batch"},
     {"cli", "cli_arguments", "doctor", "serving"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

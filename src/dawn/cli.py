@@ -18,7 +18,8 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, run, add, text in (
         ("generate", _generate, given.add_generate, "portrait + speech -> talking video"),
         ("drive", _drive, given.add_drive, "the facial motion of another video on a portrait"),
+        ("batch", _batch, given.add_batch, "a table of portraits and recordings -> a folder of videos; again resumes"),
         ("prepare", _prepare, given.add_prepare, "videos -> training clips"),
         ("train", _train, given.add_train, "train one part on prepared clips; the same command resumes"),
         ("pack", _pack, given.add_pack, "trained parts -> a preset"),
@@ -130,6 +132,8 @@ def _generate(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {name: value for name in STRENGTHS if (value := getattr(args, name)) is not None}
     from dawn.motion_file import load_motion
 
+    if args.retry > 1 and args.motion_in:
+        raise ConfigError(f"--retry {args.retry}: --motion-in {args.motion_in} leaves nothing to try; leave one of them out")
     if args.strict:
         from dawn.preflight.check import check
         from dawn.preflight.findings import refuse_warnings
@@ -138,8 +142,14 @@ def _generate(args: argparse.Namespace) -> int:
 
     def make(model: Any, progress: Any) -> Any:
         motion = load_motion(args.motion_in) if args.motion_in else None
-        return model(args.portrait, args.speech, size=args.size, frame=args.frame, face=args.face, motion=motion,
-                     still=args.still, allow_silence=args.allow_silence, progress=progress, **options)  # fmt: skip
+        once = partial(model, args.portrait, args.speech, size=args.size, frame=args.frame, face=args.face, motion=motion,
+                       still=args.still, allow_silence=args.allow_silence, progress=progress, **options)  # fmt: skip
+        if args.retry == 1:
+            return once()
+        from dawn.preflight.seeds import best_seed
+
+        video, args.seeds = best_seed(model, once, options.get("seed", 0), args.retry, progress)
+        return video
 
     return _render(args, make, args.portrait, args.speech)
 
@@ -154,8 +164,10 @@ def _drive(args: argparse.Namespace) -> int:
 def _render(args: argparse.Namespace, make: Callable[[Any, Any], Any], *inputs: Path) -> int:
     """Check the outputs, load the model, make the video, write it, say what it took."""
     _check_output(args.output, VIDEO_SUFFIXES, *inputs)
-    if args.motion_out:
-        _check_output(args.motion_out, (".json",), *inputs)
+    for path in filter(None, (args.motion_out, args.report)):
+        _check_output(path, (".json",), *inputs)
+    if args.report and args.motion_out and args.report.resolve() == args.motion_out.resolve():
+        raise OutputError(f"cannot write '{args.report}' twice: give --report and --motion-out different names")
     start = time.perf_counter()
     from dawn.motion_file import save_motion
     from dawn.pipeline import Dawn
@@ -169,6 +181,13 @@ def _render(args: argparse.Namespace, make: Callable[[Any, Any], Any], *inputs: 
         save_motion(video.motion, args.motion_out)
     if not args.quiet:
         _report(args.output, video, loaded - start, time.perf_counter() - loaded)
+    if args.report or args.seeds:
+        from dawn.preflight.seeds import account
+
+        with _progress_bar(args) as progress:
+            lines = account(video, args.output, args.report, args.seeds, progress)
+        for line in () if args.quiet else lines:
+            print(line)
     return 0
 
 
@@ -188,6 +207,18 @@ def _report(path: Path, video: Any, loading_s: float, working_s: float) -> None:
         print(f"  {stage:<15} {seconds:8.2f} s")
     print(f"  {'total':<15} {working_s:8.2f} s without loading: {frames / working_s:.1f} frames/s, "
           f"{frames / FPS / working_s:.2f} x real time{memory}")  # fmt: skip
+
+
+def _batch(args: argparse.Namespace) -> int:
+    from dawn.batch.journal import as_json, as_table
+    from dawn.batch.run import run_batch
+
+    with _progress_bar(args) as progress:
+        results = run_batch(args.jobs, args.output, args.preset, args.device, args.retry_failed, args.ray, progress)
+    failed = [result for result in results if result.state == "failed"]
+    if args.json or failed or not args.quiet:
+        print(as_json(results) if args.json else as_table(failed if args.quiet else results))
+    return 2 if failed else 0
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -348,28 +379,11 @@ def _check_output(path: Path, suffixes: tuple[str, ...], *inputs: Path) -> None:
                 raise OutputError(f"cannot write '{path}': it is the input itself; choose another name")
 
 
-@contextmanager
-def _progress_bar(args: argparse.Namespace) -> Iterator[Any]:
-    """A callback (stage, done, total) that draws one bar a stage on a terminal, and nothing elsewhere."""
-    from tqdm import tqdm
+def _progress_bar(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    """A callback (stage, done, total) that draws bars on a terminal, and nothing elsewhere."""
+    from dawn.progress import progress_bar
 
-    hidden = args.quiet or not sys.stderr.isatty()
-    bars: dict[str, Any] = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        if hidden:
-            return
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[stage] = tqdm(total=total or None, desc=stage, leave=False, file=sys.stderr)
-        bars[stage].update(done - bars[stage].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars.values():
-            bar.close()
+    return progress_bar(hidden=args.quiet or not sys.stderr.isatty())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
     parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
+    parser.add_argument("--report", type=Path, metavar="R.json", help="then examine the video, and write what was found")
+    parser.set_defaults(seeds=())
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_rendering(parser)
     parser.add_argument("--motion-in", type=Path, metavar="M.json", help="render this motion instead of generating one")
     parser.add_argument("--seed", type=int, help="same seed, same video (0)")
+    parser.add_argument("--retry", type=int, choices=range(1, 11), default=1, metavar="N",
+                        help="try N seeds from --seed on (1 to 10), keep the one whose lips fit best")  # fmt: skip
     parser.add_argument("--steps", type=int, help="sampling steps")
     parser.add_argument("--sampler", choices=("ddim", "dpm++"), help="of the published model (paper presets)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="of the published model's A2V network")
@@ -54,6 +58,20 @@ def add_drive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("portrait", type=Path, help="picture with one face")
     parser.add_argument("video", type=Path, help="video whose face moves the portrait; its sound is kept")
     add_rendering(parser)
+
+
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jobs", type=Path, metavar="JOBS.csv",
+                        help="columns portrait, speech and, if wanted, output (a name in OUT) and options of generate; "
+                        "paths are relative to this file")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for videos and jobs.jsonl")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="of rows that name none (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    parser.add_argument("--retry-failed", action="store_true", help="also rows that failed before and have not changed")
+    parser.add_argument("--ray", metavar="ADDRESS",
+                        help="run the rows on a Ray cluster, or on one of this machine (local); inputs and OUT must be on a "
+                        "file system that its workers share")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of as a table")
 
 
 def add_prepare(parser: argparse.ArgumentParser) -> None:

@@ -117,13 +117,13 @@ def silence_figures(bench: Bench, speech: Sequence[np.ndarray]) -> dict[str, flo
         apertures.append(lips.lip_aperture(shown.landmarks))
         bench.progress(f"{bench.name}: silence", index + 1, len(portraits))
     return {
-        "movement": _pooled_std(apertures) / _pooled_std(speech),
+        "movement": pooled_std(apertures) / pooled_std(speech),
         "aperture": float(np.mean(np.concatenate(apertures))),
         "portrait": float(np.mean([lips.lip_aperture(clip.landmarks[:1])[0] for clip in portraits])),
     }
 
 
-def _pooled_std(signals: Sequence[np.ndarray]) -> float:
+def pooled_std(signals: Sequence[np.ndarray]) -> float:
     """Standard deviation over the frames of all clips, each clip's mean taken away."""
     total = sum(lips.correlation_sums(signal, signal)[1] for signal in signals)
     return float(np.sqrt(total / sum(map(len, signals))))

@@ -35,7 +35,7 @@ def judged(name: str, value: float, unit: str, bad: bool, advice: str) -> Findin
 
 @dataclass(frozen=True)
 class Section:
-    """All findings on one file. subject: "portrait" or "speech"."""
+    """All findings on one file. subject: "portrait", "speech" or "video"."""
 
     subject: str
     path: str
