@@ -105,7 +105,7 @@ def portrait_face(tiny_model: Dawn, portrait_path: Path) -> Face:
 @pytest.fixture
 def prepared_once(monkeypatch: pytest.MonkeyPatch, portrait_face: Face) -> None:
     """Every model takes the prepared example portrait, whatever the picture: for tests of what comes after."""
-    monkeypatch.setattr(Dawn, "prepare", lambda self, portrait, face=None: portrait_face)
+    monkeypatch.setattr(Dawn, "prepare", lambda self, portrait, face=None, moved=True: portrait_face)
 
 
 def example_sound() -> tuple[np.ndarray, int]:

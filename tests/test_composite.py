@@ -209,6 +209,20 @@ def test_video_of_full_frames(tiny_model: Dawn, portrait_path: Path, speech: Say
             tiny_model(image, speech(2), **options)  # type: ignore[arg-type]
 
 
+def test_faces_at_the_border_stay_in_the_middle_of_what_the_network_sees(
+    tiny_model: Dawn, speech: Callable, portrait_path: Path
+) -> None:
+    """Only where the padding would be shown, in the network's own frames, is its square moved into the picture."""
+    image = np.asarray(Image.open(portrait_path).convert("RGB"))[:, 165:]
+    plain, large, full = (
+        tiny_model(image, speech(1), **options) for options in ({}, {"size": 256}, {"frame": "full"})  # type: ignore[arg-type]
+    )
+    assert plain.face.box.x0 == 0 and large.face.box.x0 == full.face.box.x0 < -10
+    assert plain.face.box.width == pytest.approx(large.face.box.width)
+    assert large.full is not None and large.full.box.x0 == pytest.approx(large.face.box.x0 * 256 / large.face.box.width)
+    assert stacked(large).shape == (1, 256, 256, 3) and stacked(full).shape[:3] == (1, 512, 346)
+
+
 def test_published_model_hands_its_flow_over(portrait_face: Face) -> None:
     """Latent flow that moves everything by a fixed way moves the photograph in the frame by as much."""
     model = Dawn(PaperBundle(SMALL).eval().requires_grad_(False), torch.device("cpu"))

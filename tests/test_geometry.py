@@ -215,6 +215,8 @@ def test_crop_is_moved_into_the_picture() -> None:
     assert box.width == pytest.approx(CROP_FACE_HEIGHTS * 100)
     other = crop_box(tracked(320, 195, 400, 295), 400, 300)
     assert (other.x1, other.y1) == pytest.approx((400, 300))
+    stays = crop_box(tracked(0, 5, 80, 105), 400, 300, moved=False)
+    assert stays.center[0] == pytest.approx(40) and stays.y0 < 0 and stays.width == box.width
 
 
 def test_crop_larger_than_the_picture() -> None:

@@ -29,7 +29,7 @@ from dawn.generation import GenerateOptions, LiteEngine
 from dawn.models.bundle import Bundle, PaperBundle
 from dawn.models.tone import tone_of, toned
 from dawn.paper_generation import PaperEngine
-from dawn.preprocess.crop import crop_box, cut, to_crop_units
+from dawn.preprocess.crop import crop_box, cut, moved_into, to_crop_units
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import FPS, Box, Face, FloatArray, ImageArray, Motion, Speech, TrackedFace
@@ -209,11 +209,12 @@ class Dawn:
         speech = _sound_of(video, len(motion))
         return Video(self, prepared, motion, speech, size_px, watch, progress, full)
 
-    def prepare(self, portrait: PathLike | ImageArray, face: int | str | None = None) -> Face:
-        """Find, check and crop the portrait's face. Raises ImageError, FaceError and its kinds."""
+    def prepare(self, portrait: PathLike | ImageArray, face: int | str | None = None, moved: bool = True) -> Face:
+        """Find, check and crop the portrait's face. moved: its square into the picture, or a face at the photograph's border
+        stays in the middle of it. Raises ImageError, FaceError and its kinds."""
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
         with FaceTracker(max_faces=8) as tracker:
-            return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face)
+            return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face, moved)
 
     def _placed(self, portrait: PathLike | ImageArray, face: int | str | None, frame: str,
                 size_px: int) -> tuple[Face, FullFrame | None]:  # fmt: skip
@@ -222,11 +223,14 @@ class Dawn:
         if frame == "crop" and size_px <= self.config.lfg.image_size_px:
             return self.prepare(portrait, face), None
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
-        prepared = self.prepare(image, face)
+        prepared = self.prepare(image, face, moved=False)
         if frame == "full":
             return prepared, FullFrame(image, prepared, size_px, self.device)
-        whole = replace(prepared, box=Box(0, 0, size_px, size_px))
-        return prepared, FullFrame(cut(image, prepared.box, size_px), whole, size_px, self.device)
+        own, shown = prepared.box, moved_into(prepared.box, image.shape[1], image.shape[0])
+        scale = size_px / shown.width
+        x0, y0 = (own.x0 - shown.x0) * scale, (own.y0 - shown.y0) * scale
+        placed = replace(prepared, box=Box(x0, y0, x0 + size_px, y0 + size_px))
+        return prepared, FullFrame(cut(image, shown, size_px), placed, size_px, self.device)
 
     def track_motion(self, video: PathLike, face: Face, progress: Progress = _quiet) -> Motion:
         """Facial motion of a video as a ``Motion`` for ``face``. Raises VideoError, NoFaceError, ConfigError."""

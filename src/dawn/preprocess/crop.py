@@ -15,11 +15,12 @@ CROP_CENTER_Y = 0.554
 MESH_HEIGHT_PER_WIDTH = 1.12
 
 
-def crop_box(face: TrackedFace, width: int, height: int, inside: bool = False) -> Box:
+def crop_box(face: TrackedFace, width: int, height: int, inside: bool = False, moved: bool = True) -> Box:
     """Square for one face in a picture of (height, width) pixels.
 
     The square is moved into the picture where it fits. ``inside``: it is also shrunk to fit, for clips, whose
-    borders must not be invented; a portrait's square may reach outside and is padded by ``cut``.
+    borders must not be invented; a portrait's square may reach outside and is padded by ``cut``. moved: False keeps the
+    face in the middle, where the padding is not shown: off its middle a head is torn.
     """
     box = face.box
     side = CROP_FACE_HEIGHTS * max(box.height, box.width * MESH_HEIGHT_PER_WIDTH)
@@ -27,8 +28,14 @@ def crop_box(face: TrackedFace, width: int, height: int, inside: bool = False) -
         side = min(side, width, height)
     cx, cy = box.center
     x0, y0 = cx - side / 2, cy - CROP_CENTER_Y * side
-    x0 = _into(x0, side, width)
-    y0 = _into(y0, side, height)
+    square = Box(x0, y0, x0 + side, y0 + side)
+    return moved_into(square, width, height) if moved else square
+
+
+def moved_into(square: Box, width: int, height: int) -> Box:
+    """A square, moved into a picture of (height, width) pixels along the sides where it fits."""
+    side = square.width
+    x0, y0 = _into(square.x0, side, width), _into(square.y0, side, height)
     return Box(x0, y0, x0 + side, y0 + side)
 
 

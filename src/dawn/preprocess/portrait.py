@@ -91,8 +91,8 @@ def choose_face(faces: list[TrackedFace], choice: int | str | None) -> TrackedFa
 
 
 def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean_face: torch.Tensor,
-                     choice: int | str | None = None) -> Face:  # fmt: skip
-    """A photograph (H, W, 3) → the ``Face`` that is animated, its crop (size_px, size_px, 3).
+                     choice: int | str | None = None, moved: bool = True) -> Face:  # fmt: skip
+    """A photograph (H, W, 3) → the ``Face`` that is animated, its crop (size_px, size_px, 3). moved: see ``crop_box``.
 
     Raises NoFaceError, SeveralFacesError, FaceTooSmallError, ExtremePoseError.
     """
@@ -102,7 +102,7 @@ def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
             f"the face is {found.box.height:.1f} px high: at least {MIN_FACE_HEIGHT_PX} px are needed; use a larger picture"
         )
     height, width = image.shape[:2]
-    box = crop_box(found, width, height)
+    box = crop_box(found, width, height, moved=moved)
     large = cut(image, box, TRACK_SIZE_PX)
     again = tracker.faces(large)
     if again:
