@@ -47,7 +47,7 @@ def main() -> None:
     made = time.perf_counter()
     source = engine.source(face)
     for first in range(0, args.frames, BATCH):
-        engine.decode(source, face, motion, first, min(first + BATCH, args.frames)).cpu()
+        engine.decode(source, face, motion, first, min(first + BATCH, args.frames))[0].cpu()
     done = time.perf_counter()
     print(f"{args.size} px, {args.frames} frames, {args.sampler} {args.steps} steps, {args.precision}, {args.device}: "
           f"motion {made - start:.2f} s, decoding {done - made:.2f} s, together {done - start:.2f} s; "

@@ -105,13 +105,13 @@ def test_motion_of_another_space_is_refused(tiny_model: Dawn, speech: Say) -> No
 
 def test_frames_are_decoded_as_they_are_read(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say) -> None:
     rendered: list[int] = []
-    whole = tiny_model.bundle.lfg.render
+    whole = tiny_model.bundle.lfg.redraw
 
     def counting(source: object, points: object) -> object:
         rendered.append(len(points))  # type: ignore[arg-type]
         return whole(source, points)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tiny_model.bundle.lfg, "render", counting)
+    monkeypatch.setattr(tiny_model.bundle.lfg, "redraw", counting)
     video = tiny_model("x.png", speech(100))
     assert not rendered
     frames = iter(video)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from dawn.media import read_speech
 from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture
 from dawn.pipeline import Dawn, Video
 from dawn.preprocess.tracker import FaceTracker
-from dawn.structs import FPS, SPEECH_RATE_HZ, Face, Motion, Speech
+from dawn.structs import FPS, SPEECH_RATE_HZ, Face, Speech
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PAUSE = slice(round(3.25 * FPS), round(3.5 * FPS))
@@ -103,20 +102,20 @@ def test_the_larger_preset_is_the_same_face_and_sharper(model: Dawn, spoken: Vid
     large = Dawn.from_pretrained("lite-256", device="cpu")
     video = large(EXAMPLES / "portrait.png", EXAMPLES / "speech.wav", motion=spoken.motion)
     pick = slice(60, 100, 8)  # from the middle of a word into the pause
-    fine = np.stack(list(large.render(video.face, clipped(spoken.motion, pick)))).astype(float) / 255
-    plain = np.stack(list(model.render(spoken.face, clipped(spoken.motion, pick), 256))).astype(float) / 255
+    fine = np.stack(list(large.render(video.face, spoken.motion.at(pick)))).astype(float) / 255
+    plain = np.stack(list(model.render(spoken.face, spoken.motion.at(pick), 256))).astype(float) / 255
     assert fine.shape == plain.shape == (5, 256, 256, 3)
     assert sharpness(fine) > 1.3 * sharpness(plain)
     reduced = [x.reshape(5, 128, 2, 128, 2, 3).mean((2, 4)) for x in (fine, plain)]
     assert np.abs(reduced[0] - reduced[1]).mean() < 0.02
-    small = np.stack(list(large.render(video.face, clipped(spoken.motion, pick), 128))).astype(float) / 255
+    small = np.stack(list(large.render(video.face, spoken.motion.at(pick), 128))).astype(float) / 255
     assert small.shape == (5, 128, 128, 3) and np.abs(small - reduced[0]).mean() < 0.02
     assert large.describe(128) == "preset lite-256, 256 px reduced to 128 px"
 
 
 def test_larger_pictures_have_the_portraits_own_detail(model: Dawn, spoken: Video) -> None:
     """Above the preset's own size the portrait is moved: sharper than enlarged frames, and the same when reduced."""
-    pick = clipped(spoken.motion, slice(60, 100, 8))
+    pick = spoken.motion.at(slice(60, 100, 8))
     speech = Speech(np.zeros(5 * SPEECH_RATE_HZ // FPS, np.float32), 5 / FPS)
     video = model(EXAMPLES / "portrait.png", speech, motion=pick, size=256, allow_silence=True)
     large = np.stack(list(video)).astype(float) / 255
@@ -129,7 +128,3 @@ def test_larger_pictures_have_the_portraits_own_detail(model: Dawn, spoken: Vide
 
 def sharpness(frames: np.ndarray) -> float:
     return float(sum(np.square(np.diff(frames, axis=axis)).mean() for axis in (1, 2)))
-
-
-def clipped(motion: Motion, frames: slice) -> Motion:
-    return replace(motion, pose=motion.pose[frames], blink=motion.blink[frames], expression=motion.expression[frames])

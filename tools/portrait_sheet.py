@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +40,7 @@ def row(model: Dawn, portrait: Path, speech: Speech, frames: int, seed: int = 0)
     parts = np.array_split(np.arange(len(motion)), min(frames, len(motion)))
     at = np.array([k[opening[k].argmin() if i % 2 else opening[k].argmax()] for i, k in enumerate(parts)])
     # Frames are rendered independently of each other, so that only the wanted ones need be.
-    part = replace(motion, pose=motion.pose[at], blink=motion.blink[at], expression=motion.expression[at])
-    return [video.face.crop, *model.render(video.face, part)]
+    return [video.face.crop, *model.render(video.face, motion.at(at))]
 
 
 def sheet(model: Dawn, portraits: Sequence[Path], speech: Speech, columns: int, cell_px: int, seed: int = 0) -> ImageArray:

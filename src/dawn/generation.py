@@ -250,9 +250,11 @@ class LiteEngine:
         return self.bundle.lfg.encode(image, torch.from_numpy(face.landmarks).to(self.device)[None])
 
     @torch.inference_mode()
-    def decode(self, source: Source, face: Face, motion: Motion, start: int, stop: int) -> Tensor:
-        """Frames start to stop, (N, 3, R, R) in [0, 1]."""
-        return self.bundle.lfg.render(source, self.landmarks(face, motion, start, stop))
+    def decode(self, source: Source, face: Face, motion: Motion, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Frames start to stop, (N, 3, R, R) in [0, 1], and the flow (N, h, w, 2) that moved the portrait."""
+        points = self.landmarks(face, motion, start, stop)
+        made = self.bundle.lfg.redraw(source.expand(len(points)), points)
+        return made.frame.clamp(0, 1), made.flow.grid
 
     @torch.inference_mode()
     def transfer(self, landmarks: Tensor, face: Face) -> Motion:

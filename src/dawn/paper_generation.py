@@ -145,11 +145,12 @@ class PaperEngine:
         return kept[1]
 
     @torch.inference_mode()
-    def decode(self, source: PaperSource, face: Face, motion: Motion, start: int, stop: int) -> Tensor:
-        """Frames start to stop, (N, 3, R, R) in [0, 1]."""
+    def decode(self, source: PaperSource, face: Face, motion: Motion, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Frames start to stop, (N, 3, R, R) in [0, 1], and the flow (N, h, w, 2) that moved the portrait."""
         side = self.bundle.config.unet.latent_size
         latent = torch.from_numpy(motion.expression[start:stop]).to(self.device).view(-1, MOTION_CHANNELS, side, side)
-        return self.bundle.lfg.decode(source, latent[:, :2].permute(0, 2, 3, 1), (latent[:, 2:] + 1) / 2)
+        flow = latent[:, :2].permute(0, 2, 3, 1)
+        return self.bundle.lfg.decode(source, flow, (latent[:, 2:] + 1) / 2), flow
 
     def transfer(self, landmarks: Tensor, face: Face) -> Motion:
         """Dense flow belongs to one pair of pictures. Raises ConfigError."""

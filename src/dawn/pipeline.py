@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +56,7 @@ class Engine(Protocol):
                  progress: Callable[[int], None]) -> Motion: ...  # fmt: skip
     def check(self, motion: Motion) -> None: ...
     def source(self, face: Face) -> Any: ...
-    def decode(self, source: Any, face: Face, motion: Motion, start: int, stop: int) -> Tensor: ...
+    def decode(self, source: Any, face: Face, motion: Motion, start: int, stop: int) -> tuple[Tensor, Tensor]: ...
     def transfer(self, landmarks: Tensor, face: Face) -> Motion: ...
 
 
@@ -246,36 +245,25 @@ class Dawn:
 
     def render(self, face: Face, motion: Motion, size_px: int | None = None) -> Iterator[ImageArray]:
         """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for."""
-        self.engine.check(motion)
-        source, tone = self.engine.source(face), tone_of(face.crop)
-        for start in range(0, len(motion), DECODE_BATCH):
-            with torch.inference_mode():
-                frames = self.engine.decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
-                frames = toned(frames, tone)
-                if size_px not in (None, frames.shape[-1]):
-                    frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", antialias=True)
-                out = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            yield from out
+        for frames, _ in self._drawn(face, motion):
+            if size_px not in (None, frames.shape[-1]):
+                frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", antialias=True)
+            yield from (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def render_full(self, face: Face, motion: Motion, full: FullFrame) -> Iterator[ImageArray]:
         """Frames (full.height, full.width, 3) uint8, decoded in batches as they are asked for."""
+        for frames, flow in self._drawn(face, motion):
+            yield from map(full, frames, flow)
+
+    def _drawn(self, face: Face, motion: Motion) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of frames (N, 3, R, R) in the portrait's tone, and the flow (N, h, w, 2) that moved it."""
         self.engine.check(motion)
         source, tone = self.engine.source(face), tone_of(face.crop)
         for start in range(0, len(motion), DECODE_BATCH):
             with torch.inference_mode():
-                frames, flow = self._decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
-            yield from map(full, toned(frames, tone), flow)
-
-    def _decode(self, source: Any, face: Face, motion: Motion, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Frames start to stop, (N, 3, R, R), and the flow (N, h, w, 2) that moved the portrait."""
-        if isinstance(self.engine, LiteEngine):
-            points = self.engine.landmarks(face, motion, start, stop)
-            made = self.engine.bundle.lfg.redraw(source.expand(len(points)), points)
-            return made.frame.clamp(0, 1), made.flow.grid
-        frames = self.engine.decode(source, face, motion, start, stop)
-        flow = torch.from_numpy(motion.expression[start:stop]).to(self.device).view(len(frames), 3, -1)[:, :2]
-        side = math.isqrt(flow.shape[-1])
-        return frames, flow.unflatten(2, (side, side)).permute(0, 2, 3, 1)
+                frames, flow = self.engine.decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
+                frames = toned(frames, tone)
+            yield frames, flow
 
     def _size(self, size: int | None, frame: str) -> int:
         if frame not in FRAMES:
@@ -296,7 +284,7 @@ class Dawn:
         """A given motion cut, or held at its last frame, to the length of the speech."""
         self.engine.check(motion)
         index = np.minimum(np.arange(frames), len(motion) - 1)
-        return Motion(motion.pose[index], motion.blink[index], motion.expression[index], motion.space, motion.info)
+        return motion.at(index)
 
 
 def load_bundle(preset: PathLike) -> Bundle | PaperBundle:

@@ -22,12 +22,13 @@ from dawn.checkpoint import find_preset, load_into, load_mean_face, part_path, r
 from dawn.config import PresetConfig
 from dawn.errors import AudioError, ConfigError, DawnError, NoFaceError
 from dawn.evaluation.lips import lip_aperture
-from dawn.evaluation.motion import blink_count
+from dawn.evaluation.motion import blink_count, runs
 from dawn.generation import CHUNK_FRAMES
 from dawn.media.files import FilePath, replacing
 from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
 from dawn.models.motion_space import MotionSpace
 from dawn.motion_file import load_motion
+from dawn.pipeline import Progress
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import FPS, FloatArray, ImageArray, Motion, Speech
 
@@ -50,8 +51,6 @@ LABELS = {"lips": "lip opening\n(eye distances)", "head": "head (degrees)", "eye
 GREY, SHADE = "#555555", "#d0d0d0"
 
 Curves = NDArray[Any]
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)."""
 
 
 @dataclass(frozen=True)
@@ -295,8 +294,7 @@ def _curves(axes: Any, values: Curves, names: tuple[str, ...], label: str) -> No
     marker = "o" if len(values) == 1 else None
     for column, name in enumerate(names):
         axes.plot(times, values[:, column], STYLES[column], color=COLOURS[column], linewidth=1.4, marker=marker, label=name)
-    missing = np.flatnonzero(np.diff(np.pad(~np.isfinite(values[:, 0]), 1).astype(int)))
-    for start, stop in missing.reshape(-1, 2):
+    for start, stop in runs(~np.isfinite(values[:, 0])):
         axes.axvspan(start / FPS, stop / FPS, color=SHADE, linewidth=0, zorder=0)
     axes.set_ylabel(label, fontsize=FONT_PT)
     axes.grid(axis="x", color=SHADE, linewidth=0.6)

@@ -12,6 +12,7 @@ z uses the same scale. This is the ``align_corners=False`` convention of ``torch
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +127,10 @@ class Motion:
 
     def __len__(self) -> int:
         return int(self.pose.shape[0])
+
+    def at(self, frames: slice | NDArray[Any]) -> Motion:
+        """The frames named, in that order."""
+        return replace(self, pose=self.pose[frames], blink=self.blink[frames], expression=self.expression[frames])
 
     def with_pose(self, pose: FloatArray) -> Motion:
         return replace(self, pose=pose)

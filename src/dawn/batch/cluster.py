@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ def made_on_ray(jobs: Sequence[Job], out: Path, device: str, address: str) -> Ge
         for job in jobs:
             path = (staging / f"{job.number}{Path(job.output).suffix}").resolve()
             checksum = digest(job)
-            placed = Job(job.number, job.row, job.output, tuple(file.resolve() for file in job.files), job.preset,
-                         job.preset_sha256)  # fmt: skip
+            placed = replace(job, files=tuple(file.resolve() for file in job.files))
             waiting[task.remote(placed, checksum, path, device)] = (job, checksum, path)
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)

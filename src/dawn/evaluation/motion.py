@@ -77,6 +77,11 @@ def flicker(frames: Array, where: NDArray[np.bool_]) -> float:
     return float((np.diff(luma(frames)[:, where], axis=0) ** 2).mean())
 
 
+def runs(flags: NDArray[np.bool_]) -> NDArray[np.int_]:
+    """[start, stop) of every stretch of (T,) that is true, (N, 2)."""
+    return np.flatnonzero(np.diff(np.pad(flags, 1).astype(np.int8))).reshape(-1, 2)
+
+
 def blink_count(ear: Array, fps: float = FPS) -> int:
     """Blinks in a clip. ear: (T,) eye aspect ratio, any unit; fps: its frames per second.
 

@@ -13,7 +13,7 @@ from dawn.errors import ExtremePoseError, FaceError, FaceTooSmallError
 from dawn.evaluation.picture import luma
 from dawn.models.face_geometry import lip_aperture
 from dawn.preflight.findings import Finding, judged
-from dawn.preprocess.portrait import choose_face, find_faces, prepare_portrait
+from dawn.preprocess.portrait import choose_face, face_from, find_faces
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import Box, Face, ImageArray
 
@@ -120,7 +120,7 @@ def examine_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
         return [Finding("faces", len(faces), "", "error", str(error))]
     findings = [Finding("faces", len(faces), "")]
     try:
-        face = prepare_portrait(image, size_px, tracker, mean_face, choice)
+        face = face_from(image, found, size_px, tracker, mean_face)
     except FaceTooSmallError as error:
         return [*findings, Finding("face_height", round(found.box.height, 1), "px", "error", str(error))]
     except ExtremePoseError as error:

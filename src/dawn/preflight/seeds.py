@@ -12,8 +12,8 @@ from dawn.evaluation import sync
 from dawn.media.files import FilePath
 from dawn.models.audio_encoder import FRAME_SAMPLES
 from dawn.models.sync_judge import MAX_LAG_FRAMES, MIN_CLIP_FRAMES, LagDistances, SyncJudge
-from dawn.pipeline import Dawn, Video
-from dawn.preflight.selfcheck import PIECE_FRAMES, Progress, check_output, face_square, lag_sums, pieces, speaking
+from dawn.pipeline import Dawn, Progress, Video
+from dawn.preflight.selfcheck import PIECE_FRAMES, check_output, face_square, lag_sums, pieces, speaking
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import Box, FloatArray
 
@@ -50,9 +50,8 @@ def spoken_part(samples: FloatArray, frames: int, length: int = SEED_FRAMES) -> 
 def seed_score(model: Dawn, video: Video, judge: SyncJudge, tracker: FaceTracker) -> float | None:
     """``sync_in_place`` of at most ten seconds of a video, drawn at the model's own size; None where no face is found."""
     assert video.speech is not None
-    part, whole = spoken_part(video.speech.samples, len(video)), video.motion
-    cut_out = replace(whole, pose=whole.pose[part], blink=whole.blink[part], expression=whole.expression[part])
-    frames = model.render(video.face, cut_out)
+    part = spoken_part(video.speech.samples, len(video))
+    frames = model.render(video.face, video.motion.at(part))
     side = model.config.lfg.image_size_px
     (piece,) = pieces(frames, tracker, Box(0, 0, side, side))
     samples = video.speech.samples[part.start * FRAME_SAMPLES : part.stop * FRAME_SAMPLES]

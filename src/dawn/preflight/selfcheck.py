@@ -7,7 +7,7 @@ pieces of ten seconds, and of each piece only a few numbers are kept, so that me
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from dawn.evaluation import identity, lips, motion, sync
 from dawn.evaluation.figures import MS_PER_FRAME
 from dawn.evaluation.intervals import share
 from dawn.evaluation.material import TRACK_SIZE_PX
+from dawn.evaluation.motion import runs
 from dawn.evaluation.spoken import pooled_std
 from dawn.generation import quiet_share
 from dawn.media.files import FilePath, replacing
@@ -29,7 +30,7 @@ from dawn.models.audio_encoder import FRAME_SAMPLES
 from dawn.models.face_features import EMBEDDING_SIZE, SFace, default_sface_path, load_sface
 from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
 from dawn.models.sync_judge import MAX_LAG_FRAMES, MIN_CLIP_FRAMES, LagDistances, SyncJudge
-from dawn.pipeline import Video
+from dawn.pipeline import Progress, Video
 from dawn.preflight.findings import Finding, Section, as_json, as_words, judged, verdict
 from dawn.preflight.speech import activity
 from dawn.preprocess.crop import crop_box, cut, to_crop_units
@@ -39,8 +40,6 @@ from dawn.structs import FPS, LANDMARK_COUNT, Box, FloatArray, ImageArray
 
 Float64Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)."""
 
 FORMAT = "dawn-report-1"
 PIECE_FRAMES = 250
@@ -244,12 +243,6 @@ def joined(courses: Sequence[Course]) -> Course:
     rows = [np.concatenate([getattr(course, name) for course in courses])
             for name in ("opening", "eyes", "angles", "change", "features")]  # fmt: skip
     return Course(*rows, *(np.sum([getattr(course, name) for course in courses], 0) for name in ("jitter", "flicker", "sync")))
-
-
-def runs(flags: Flags) -> list[tuple[int, int]]:
-    """[start, stop) of every stretch that is true."""
-    edges = np.flatnonzero(np.diff(np.pad(flags, 1).astype(np.int8)))
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 # ----------------------------------------------------------------------------------------------------------- findings

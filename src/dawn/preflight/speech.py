@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dawn.evaluation.motion import runs
 from dawn.generation import QUIET_DBFS
 from dawn.preflight.findings import Finding, judged
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, Speech
@@ -87,9 +88,8 @@ def clipped_share(samples: FloatArray) -> float:
     """Share of samples that lie in runs of at least ``CLIP_RUN`` within 1.5 % of the largest: the flat tops of clipping."""
     size = np.abs(samples)
     near = size >= CLIP_NEAR * size.max(initial=1e-9)
-    edges = np.flatnonzero(np.diff(np.pad(near, 1).astype(np.int8)))
-    runs = np.diff(edges.reshape(-1, 2), axis=1)
-    return float(runs[runs >= CLIP_RUN].sum() / max(1, len(samples)))
+    lengths = np.diff(runs(near), axis=1)
+    return float(lengths[lengths >= CLIP_RUN].sum() / max(1, len(samples)))
 
 
 def noise_level(heard: Activity) -> float:

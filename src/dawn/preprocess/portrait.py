@@ -96,7 +96,12 @@ def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
 
     Raises NoFaceError, SeveralFacesError, FaceTooSmallError, ExtremePoseError.
     """
-    found = choose_face(find_faces(image, tracker), choice)
+    return face_from(image, choose_face(find_faces(image, tracker), choice), size_px, tracker, mean_face, moved)
+
+
+def face_from(image: ImageArray, found: TrackedFace, size_px: int, tracker: FaceTracker, mean_face: torch.Tensor,
+              moved: bool = True) -> Face:  # fmt: skip
+    """``prepare_portrait`` for a face that is chosen already. Raises FaceTooSmallError, ExtremePoseError."""
     if found.box.height < MIN_FACE_HEIGHT_PX:
         raise FaceTooSmallError(
             f"the face is {found.box.height:.1f} px high: at least {MIN_FACE_HEIGHT_PX} px are needed; use a larger picture"
