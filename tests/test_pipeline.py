@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,56 @@ def test_frames_are_decoded_as_they_are_read(monkeypatch: pytest.MonkeyPatch, ti
     assert sum(rendered) == 2 * dawn.pipeline.DECODE_BATCH
 
 
+def test_wanted_frames_are_those_of_the_whole(tiny_model: Dawn, speech: Say, portrait_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Bit by bit, whichever are wanted, and only their batches are computed."""
+    image, whole = media.read_image(portrait_path), tiny_model.engine.decode
+    starts: list[int] = []
+    monkeypatch.setattr(tiny_model.engine, "decode", lambda *given: starts.append(given[3]) or whole(*given))
+    for given in ({}, {"size": 128}, {"frame": "full", "size": 256}):
+        video = tiny_model(image, speech(21), **given)
+        frames = stacked(video)
+        for wanted in ([20], [0, 9], [3, 4, 5], list(range(21)), []):
+            starts.clear()
+            found = list(video.frames(np.isin(np.arange(21), wanted)))
+            assert [index for index, _ in found] == wanted and starts == sorted({index // 8 * 8 for index in wanted})
+            assert all((frame == frames[index]).all() for index, frame in found)
+
+
+def test_again_is_another_motion_of_the_same_portrait_and_sound(
+    tiny_model: Dawn, speech_path: Path, portrait_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny_model("x.png", speech_path, seed=1, steps=2)
+    fresh = tiny_model("x.png", speech_path, seed=5, steps=2)
+    given = tiny_model("x.png", speech_path, motion=first.motion, steps=2)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("prepared twice")
+
+    monkeypatch.setattr(Dawn, "prepare", never)
+    monkeypatch.setattr(media, "read_speech", never)
+    from_given = given.again(seed=5)
+    monkeypatch.setattr(tiny_model.engine, "features", never)
+    for again in (first.again(seed=5), from_given, from_given.again(seed=3).again(seed=5)):
+        assert again.motion.info == {"preset": "tiny-64", "seed": "5"} and again.options == fresh.options
+        assert (stacked(again) == stacked(fresh)).all() and again.face is first.face
+    assert again.speech == given.speech
+    assert set(again.watch.seconds) == {"audio in", "track", "audio features", "motion", "decode"}
+    with pytest.raises(ConfigError, match="steps = 0"):
+        first.again(steps=0)
+
+
+def test_showing_another_motion(tiny_model: Dawn, speech: Say) -> None:
+    video, other = (tiny_model("x.png", speech(12), seed=seed) for seed in (1, 2))
+    shown = video.showing(other.motion)
+    assert (stacked(shown) == stacked(other)).all() and shown.speech is video.speech
+    assert (stacked(shown.again(seed=1)) == stacked(video)).all()
+    with pytest.raises(MotionError, match="9 frames, the video 12: give one of the same length"):
+        video.showing(other.motion.at(slice(9)))
+    with pytest.raises(MotionError, match=r"7 coefficients"):
+        video.showing(replace(other.motion, expression=other.motion.expression[:, :7]))
+
+
 def test_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say) -> None:
     video = tiny_model("x.png", speech(11))
     eights = stacked(video).astype(int)
@@ -136,6 +187,15 @@ def test_size(tiny_model: Dawn, speech: Say, portrait_path: Path) -> None:
     assert tiny_model.describe(64) == "preset tiny-64"
     with pytest.raises(ConfigError, match=r"size 100.*128, 256, 512"):
         tiny_model("x.png", speech(5), size=100)
+
+
+def test_a_prepared_portrait_is_used_as_it_is(tiny_model: Dawn, speech: Say, portrait_face: Face) -> None:
+    prepared, found = tiny_model(portrait_face, speech(9)), tiny_model("x.png", speech(9))
+    assert prepared.face is portrait_face and (stacked(prepared) == stacked(found)).all()
+    larger = replace(portrait_face, crop=np.zeros((128, 128, 3), np.uint8))
+    for face, given in ((portrait_face, {"size": 256}), (portrait_face, {"frame": "full"}), (larger, {})):
+        with pytest.raises(ConfigError, match="up to 64 px: give the picture"):
+            tiny_model(face, speech(9), **given)
 
 
 def test_written_video(tiny_model: Dawn, speech_path: Path, tmp_path: Path) -> None:
@@ -188,6 +248,9 @@ def test_drive(tiny_model: Dawn, portrait_path: Path, tmp_path: Path) -> None:
     assert frames.shape == (24, 64, 64, 3) and (frames[0] != frames[-1]).mean() > 0.05
     video.save(tmp_path / "out.mp4")
     assert decoded(tmp_path / "out.mp4")["samples"] is None
+    with pytest.raises(ConfigError, match="another video's, not generated"):
+        video.again(seed=2)
+    assert (stacked(video.showing(video.motion)) == frames).all()
 
 
 def test_drive_without_a_face(tiny_model: Dawn, tmp_path: Path) -> None:

@@ -267,10 +267,16 @@ def test_the_best_seed_is_kept(tiny_model: Dawn, speech: Callable, scored: Calla
     scored(values)
     sound = speech(20)
 
+    made = []
+
     def make(seed: int) -> Video:
-        return tiny_model("x.png", sound, seed=seed)
+        made.append(seed)
+        return tiny_model("x.png", sound, seed=seed, pose_scale=0.5)
 
     video, scores = best_seed(tiny_model, make, 5, len(values))
+    assert made == [5], "portrait and sound are prepared once"
+    fresh = tiny_model("x.png", sound, seed=kept, pose_scale=0.5).motion
+    assert np.array_equal(video.motion.pose, fresh.pose) and np.array_equal(video.motion.expression, fresh.expression)
     assert video.motion.info["seed"] == str(kept)
     assert scores == tuple(SeedScore(seed, value, seed == kept) for seed, value in values.items())
     words = seed_words(scores)

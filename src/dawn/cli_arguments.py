@@ -123,6 +123,38 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help="whose motion space a motion file is shown with (the one it names)")
 
 
+def add_studio(parser: argparse.ArgumentParser) -> None:
+    _add_server(parser, "7860")
+    parser.add_argument("--auth-file", type=Path, metavar="F", help="who may enter: one user:password a line")
+    parser.add_argument("--auth", metavar="USER:PASSWORD",
+                        help="the same for one person; DAWN_STUDIO_AUTH is not seen by others")  # fmt: skip
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="longest recording (300)")
+    parser.add_argument("--max-queue", type=int, metavar="N", help="videos that may wait for their turn (8)")
+    parser.add_argument("--keep-hours", type=float, metavar="H", help="files of a page that is not used are kept so long (2)")
+    parser.add_argument("--root-path", metavar="PATH", help="where a proxy shows the page, if not at /")
+    parser.add_argument("--open-browser", action="store_true", default=None, help="open the page")
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_server(parser, "8000")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of jobs and results (the user's state folder)")
+    parser.add_argument("--token-file", type=Path, metavar="F", help="has the bearer token; or set DAWN_TOKEN")
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="longest recording (600)")
+    parser.add_argument("--max-queue", type=int, metavar="N", help="jobs that may wait; more are answered 429 (16)")
+    parser.add_argument("--upload-timeout-s", type=float, metavar="S", help="an upload must have come in by then (60)")
+    parser.add_argument("--keep-hours", type=float, metavar="H", help="finished jobs are kept so long (24)")
+
+
+def _add_server(parser: argparse.ArgumentParser, port: str) -> None:
+    """What both servers know; defaults live in their settings, so that what is not given is None."""
+    parser.add_argument("--host", help="address to listen on; any other than this machine's own asks for a secret (127.0.0.1)")
+    parser.add_argument("--port", type=int, help=f"port to listen on, 0 for a free one ({port})")
+    parser.add_argument("--preset", help=f"shipped preset or a preset's folder ({DEFAULT_PRESET})")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument("--max-upload-mb", type=float, metavar="MB", help="greatest upload (64)")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="most pixels of a portrait")
+
+
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clips", type=Path, nargs="?", help="prepared clips of people who were not trained on")
     parser.add_argument("--clips", type=Path, dest="clips_too", metavar="DIR", help="the same")

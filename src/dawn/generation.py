@@ -268,9 +268,8 @@ class LiteEngine:
         unlike = (lip_aperture(shape) - lip_aperture(own)).abs() / 0.1
         unlike = unlike + ((eye_aspect_ratio(shape) - eye_aspect_ratio(own)).abs() / 0.1).mean(-1)
         reference = int(unlike.argmin())
-        space = self.bundle.motion.to("cpu")
-        expression = space.encode(shape, shape[reference])
-        self.bundle.motion.to(self.device)
+        seen = shape.to(self.device)
+        expression = self.bundle.motion.encode(seen, seen[reference]).cpu()
         ear = eye_aspect_ratio(shape)
         return Motion(
             pose=pose_change(pose, pose[reference]).numpy(),

@@ -6,34 +6,32 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dawn import __version__, media
 from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, part_path, read_preset, read_weights
 from dawn.composite import LIMIT_PX, FullFrame
 from dawn.config import PaperPresetConfig, PresetConfig, parse
-from dawn.errors import ConfigError, NoFaceError, VideoError
+from dawn.costs import Stopwatch
+from dawn.errors import ConfigError, MotionError
 from dawn.generation import GenerateOptions, LiteEngine
 from dawn.models.bundle import Bundle, PaperBundle
+from dawn.models.motion_space import MotionSpace
 from dawn.models.tone import tone_of, toned
 from dawn.paper_generation import PaperEngine
-from dawn.preprocess.crop import crop_box, cut, moved_into, to_crop_units
+from dawn.preprocess.crop import cut, moved_into
+from dawn.preprocess.driving import driving_sound, track_landmarks
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
-from dawn.structs import FPS, Box, Face, FloatArray, ImageArray, Motion, Speech, TrackedFace
-
-log = logging.getLogger(__name__)
+from dawn.structs import Box, Face, ImageArray, Motion, Speech
 
 DECODE_BATCH = 8
 """Frames decoded together: enough to fill two cores, few enough to stay in their cache."""
@@ -41,10 +39,11 @@ SIZES_PX = (128, 256, 512)
 FRAMES = ("crop", "full")
 FULL_SIZES_PX = (256, 2560)
 """Least and greatest limit of a full frame's longest side."""
-MAX_DRIVE_FRAMES = 45_000
 PathLike = str | Path
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)."""
+PREPARING = ("audio in", "track", "audio features")
+"""Stages of ``Stopwatch`` whose results several videos can share."""
 
 
 class Engine(Protocol):
@@ -64,42 +63,20 @@ def _quiet(stage: str, done: int, total: int) -> None:
     pass
 
 
-@dataclass
-class Stopwatch:
-    """Seconds spent in each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def peak_memory_mib() -> float | None:
-    """Peak memory of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
 class Video:
     """A talking-head video that is decoded as it is read: iterate over its frames, or ``save`` it.
 
     ``motion`` is what is rendered and can be saved, edited and rendered again; ``face`` is the prepared portrait; ``full``
     puts it back into the photograph, or its square, where frames are not the model's own. Frames are ``height`` x ``width``
-    pixels.
+    pixels. ``options`` are those that motion is generated with, None for motion of another video.
     """
 
     def __init__(self, model: Dawn, face: Face, motion: Motion, speech: Speech | None, size_px: int,
-                 watch: Stopwatch, progress: Progress, full: FullFrame | None = None) -> None:  # fmt: skip
+                 watch: Stopwatch, progress: Progress, full: FullFrame | None = None,
+                 options: GenerateOptions | None = None, features: Tensor | None = None) -> None:  # fmt: skip
         self.face, self.motion, self.speech, self.size_px, self.watch = face, motion, speech, size_px, watch
         self._model, self._progress, self.full = model, progress, full
+        self.options, self._features = options, features
         self.height, self.width = (size_px, size_px) if full is None else (full.height, full.width)
 
     def __len__(self) -> int:
@@ -107,26 +84,75 @@ class Video:
 
     def __iter__(self) -> Iterator[ImageArray]:
         """Frames (height, width, 3) uint8 RGB at 25 fps."""
-        model = self._model
-        frames = (model.render(self.face, self.motion, self.size_px) if self.full is None
-                  else model.render_full(self.face, self.motion, self.full))  # fmt: skip
-        for done in range(len(self)):
+        return (frame for _, frame in self.frames(np.ones(len(self), np.bool_)))
+
+    def frames(self, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, ImageArray]]:
+        """Only the wanted frames, (T,) bool, each with its index, in order; bit by bit as in the whole video.
+
+        A frame is computed together with those of its batch, which is the same whatever is wanted.
+        """
+        model, indices = self._model, np.flatnonzero(wanted)
+        frames = (model.render(self.face, self.motion, self.size_px, wanted) if self.full is None
+                  else model.render_full(self.face, self.motion, self.full, wanted))  # fmt: skip
+        for done, index in enumerate(indices.tolist(), 1):
             with self.watch.stage("decode"):
                 frame = next(frames)
-            self._progress("decode", done + 1, len(self))
-            yield frame
+            self._progress("decode", done, len(indices))
+            yield index, frame
 
-    def save(self, path: PathLike) -> Path:
-        """Write an MP4 (H.264, AAC) with the speech. Raises OutputError; nothing half-written is left behind."""
+    def again(self, **options: Any) -> Video:
+        """The same portrait and speech, neither prepared anew, with motion that is generated with other options.
+
+        options: fields of ``GenerateOptions``; those not named stay as they were. Raises ConfigError for wrong options, and
+        for the motion of another video, which is not generated.
+        """
+        if self.options is None or self.speech is None:
+            raise ConfigError("this motion is another video's, not generated: make a video from a portrait and speech")
+        chosen = parse(GenerateOptions, self.options.model_dump() | options, "options")
+        watch = self._prepared()
+        samples, self._features = self._model.heard(self.speech, watch, self._features)
+        motion = self._model.generate(self._features, samples, self.face, chosen, watch, self._progress)
+        return Video(self._model, self.face, motion, self.speech, self.size_px, watch, self._progress, self.full,
+                     chosen, self._features)  # fmt: skip
+
+    def showing(self, motion: Motion) -> Video:
+        """The same portrait and speech with this motion. Raises MotionError for another length or motion space."""
+        self._model.engine.check(motion)
+        if len(motion) != len(self):
+            raise MotionError(f"the motion has {len(motion)} frames, the video {len(self)}: give one of the same length")
+        return Video(self._model, self.face, motion, self.speech, self.size_px, self._prepared(), self._progress, self.full,
+                     self.options, self._features)  # fmt: skip
+
+    @property
+    def space(self) -> MotionSpace | None:
+        """What the coefficients of ``motion`` mean; None for the published model, whose motion is dense flow."""
+        bundle = self._model.bundle
+        return bundle.motion if isinstance(bundle, Bundle) else None
+
+    @property
+    def comment(self) -> str:
+        """What files of this video say of themselves."""
         what = self._model.describe(self.size_px) if self.full is None else self._model.describe_full(self.full)
-        comment = f"AI-generated video: dawn {__version__}, {what}"
-        with media.VideoWriter(path, self.width, self.height, self.speech, fps=FPS, metadata={"comment": comment}) as writer:
-            for frame in self:
+        return f"AI-generated video: dawn {__version__}, {what}"
+
+    def save(self, path: PathLike, frames: Iterable[ImageArray] | None = None, stream: BinaryIO | None = None) -> Path:
+        """Write an MP4 (H.264, AAC) with the speech. Raises OutputError; nothing half-written is left behind.
+
+        frames: all frames, where they have been drawn already; None draws them. stream: gets the same film while it is made,
+        see ``media.VideoWriter``.
+        """
+        about = {"comment": self.comment}
+        with media.VideoWriter(path, self.width, self.height, self.speech, metadata=about, stream=stream) as writer:
+            for frame in self if frames is None else frames:
                 with self.watch.stage("video"):
                     writer.write(frame)
             with self.watch.stage("video"):
                 writer.close()
         return Path(path)
+
+    def _prepared(self) -> Stopwatch:
+        """What it took to prepare portrait and sound; drawing begins anew."""
+        return Stopwatch({stage: seconds for stage, seconds in self.watch.seconds.items() if stage in PREPARING})
 
 
 class Dawn:
@@ -162,12 +188,13 @@ class Dawn:
         scaled = f", photograph reduced from {full.original}" if full.reduced else ""
         return f"preset {self.config.name}, {native} px square at {full.box.width:.0f} px in the photograph{scaled}"
 
-    def __call__(self, portrait: PathLike | ImageArray, speech: PathLike | Speech, *, size: int | None = None,
+    def __call__(self, portrait: PathLike | ImageArray | Face, speech: PathLike | Speech, *, size: int | None = None,
                  frame: str = "crop", face: int | str | None = None, motion: Motion | None = None,
                  allow_silence: bool = False, progress: Progress = _quiet, **options: Any) -> Video:  # fmt: skip
         """Generate a talking-head video.
 
-        portrait: an image file, or an (H, W, 3) uint8 RGB array. speech: an audio or video file, or a ``Speech``.
+        portrait: an image file, an (H, W, 3) uint8 RGB array, or what ``prepare`` made of one. speech: an audio or video file,
+        or a ``Speech``.
         frame: "crop", the square around the face, or "full", the whole photograph with the face moving in it.
         size: side of the crop in pixels (128, 256, 512); below the model's own it is reduced, above it the portrait's own
         detail is moved along. Of a full frame the longest side at most (256 to 2560, 1280 if not given): larger photographs
@@ -178,34 +205,42 @@ class Dawn:
         Raises InputError and its kinds for unusable files, ConfigError for wrong options.
         """
         chosen = parse(GenerateOptions, options, "options")
-        size_px = self._size(size, frame)
+        size_px = self.checked_size(size, frame)
         watch = Stopwatch()
         with watch.stage("audio in"):
             sound = speech if isinstance(speech, Speech) else media.read_speech(speech, allow_silence=allow_silence)
         with watch.stage("track"):
             prepared, full = self._placed(portrait, face, frame, size_px)
+        features = None
         if motion is None:
-            with watch.stage("audio features"):
-                samples = torch.from_numpy(sound.samples).to(self.device)
-                features = self.engine.features(samples, sound.frame_count)
-            steps = chosen.steps or self.config.sampler.steps
-            with watch.stage("motion"):
-                motion = self.engine.generate(
-                    features, samples, prepared, chosen, lambda done: progress("motion", done, steps)
-                )  # fmt: skip
+            samples, features = self.heard(sound, watch)
+            motion = self.generate(features, samples, prepared, chosen, watch, progress)
         else:
             motion = self._fit_motion(motion, sound.frame_count)
-        return Video(self, prepared, motion, sound, size_px, watch, progress, full)
+        return Video(self, prepared, motion, sound, size_px, watch, progress, full, chosen, features)
 
-    def drive(self, portrait: PathLike | ImageArray, video: PathLike, *, size: int | None = None, frame: str = "crop",
+    def heard(self, speech: Speech, watch: Stopwatch, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Samples (L,) and audio features (T, D) on the device; features that are known already are kept."""
+        with watch.stage("audio features"):
+            samples = torch.from_numpy(speech.samples).to(self.device)
+            return samples, self.engine.features(samples, speech.frame_count) if known is None else known
+
+    def generate(self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions, watch: Stopwatch,
+                 progress: Progress) -> Motion:  # fmt: skip
+        """Motion of a prepared portrait from ``heard`` speech. Raises ConfigError for options the preset does not have."""
+        steps = options.steps or self.config.sampler.steps
+        with watch.stage("motion"):
+            return self.engine.generate(features, samples, face, options, lambda done: progress("motion", done, steps))
+
+    def drive(self, portrait: PathLike | ImageArray | Face, video: PathLike, *, size: int | None = None, frame: str = "crop",
               face: int | str | None = None, progress: Progress = _quiet) -> Video:  # fmt: skip
         """Another video's facial motion (and sound, if any) on this portrait. Raises as ``__call__``, and VideoError."""
-        size_px = self._size(size, frame)
+        size_px = self.checked_size(size, frame)
         watch = Stopwatch()
         with watch.stage("track"):
             prepared, full = self._placed(portrait, face, frame, size_px)
             motion = self.track_motion(video, prepared, progress)
-        speech = _sound_of(video, len(motion))
+        speech = driving_sound(video, len(motion))
         return Video(self, prepared, motion, speech, size_px, watch, progress, full)
 
     def prepare(self, portrait: PathLike | ImageArray, face: int | str | None = None, moved: bool = True) -> Face:
@@ -215,11 +250,16 @@ class Dawn:
         with FaceTracker(max_faces=8) as tracker:
             return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face, moved)
 
-    def _placed(self, portrait: PathLike | ImageArray, face: int | str | None, frame: str,
+    def _placed(self, portrait: PathLike | ImageArray | Face, face: int | str | None, frame: str,
                 size_px: int) -> tuple[Face, FullFrame | None]:  # fmt: skip
         """``prepare``, and what puts the face back into its photograph, or into the photograph's square, if that is larger
         than the model's."""
-        if frame == "crop" and size_px <= self.config.lfg.image_size_px:
+        native = self.config.lfg.image_size_px
+        if isinstance(portrait, Face):
+            if frame == "full" or size_px > native or portrait.crop.shape[0] != native:
+                raise ConfigError(f"a prepared face serves for squares of its own preset, up to {native} px: give the picture")
+            return portrait, None
+        if frame == "crop" and size_px <= native:
             return self.prepare(portrait, face), None
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
         prepared = self.prepare(image, face, moved=False)
@@ -243,29 +283,42 @@ class Dawn:
             raise ConfigError(f"the preset {self.config.name} moves pixels, not landmarks: use a lite preset")
         return self.engine.landmarks(face, motion, start, stop)
 
-    def render(self, face: Face, motion: Motion, size_px: int | None = None) -> Iterator[ImageArray]:
-        """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for."""
-        for frames, _ in self._drawn(face, motion):
+    def render(self, face: Face, motion: Motion, size_px: int | None = None,
+               wanted: NDArray[np.bool_] | None = None) -> Iterator[ImageArray]:  # fmt: skip
+        """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for. wanted: (T,) leaves others out."""
+        for frames, _, rows in self._drawn(face, motion, wanted):
             if size_px not in (None, frames.shape[-1]):
                 frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", antialias=True)
-            yield from (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            pictures = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            yield from (pictures[row] for row in rows)
 
-    def render_full(self, face: Face, motion: Motion, full: FullFrame) -> Iterator[ImageArray]:
-        """Frames (full.height, full.width, 3) uint8, decoded in batches as they are asked for."""
-        for frames, flow in self._drawn(face, motion):
-            yield from map(full, frames, flow)
+    def render_full(self, face: Face, motion: Motion, full: FullFrame,
+                    wanted: NDArray[np.bool_] | None = None) -> Iterator[ImageArray]:  # fmt: skip
+        """Frames (full.height, full.width, 3) uint8, decoded in batches as they are asked for; wanted as for ``render``."""
+        for frames, flow, rows in self._drawn(face, motion, wanted):
+            yield from (full(frames[row], flow[row]) for row in rows)
 
-    def _drawn(self, face: Face, motion: Motion) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of frames (N, 3, R, R) in the portrait's tone, and the flow (N, h, w, 2) that moved it."""
+    def _drawn(self, face: Face, motion: Motion,
+               wanted: NDArray[np.bool_] | None) -> Iterator[tuple[Tensor, Tensor, list[int]]]:  # fmt: skip
+        """Batches of frames (N, 3, R, R) in the portrait's tone, the flow (N, h, w, 2) that moved it, and which are wanted.
+
+        Batches begin at multiples of ``DECODE_BATCH`` and are whole whatever is wanted, because arithmetic, and with it a
+        frame's last bit, may depend on the size of a batch.
+        """
         self.engine.check(motion)
         source, tone = self.engine.source(face), tone_of(face.crop)
         for start in range(0, len(motion), DECODE_BATCH):
+            stop = min(start + DECODE_BATCH, len(motion))
+            rows = list(range(stop - start)) if wanted is None else np.flatnonzero(wanted[start:stop]).tolist()
+            if not rows:
+                continue
             with torch.inference_mode():
-                frames, flow = self.engine.decode(source, face, motion, start, min(start + DECODE_BATCH, len(motion)))
+                frames, flow = self.engine.decode(source, face, motion, start, stop)
                 frames = toned(frames, tone)
-            yield frames, flow
+            yield frames, flow, rows
 
-    def _size(self, size: int | None, frame: str) -> int:
+    def checked_size(self, size: int | None, frame: str) -> int:
+        """The size in pixels that a video of this kind gets. Raises ConfigError for one that cannot be had."""
         if frame not in FRAMES:
             raise ConfigError(f"frame {frame!r}: give crop or full")
         if frame == "full":
@@ -298,6 +351,17 @@ def load_bundle(preset: PathLike) -> Bundle | PaperBundle:
     return bundle.eval().requires_grad_(False)
 
 
+def load_motion_space(preset: PathLike) -> MotionSpace | None:
+    """The motion space of a preset alone; None for a published one. Raises ConfigError, CheckpointError."""
+    folder = find_preset(preset)
+    config = read_preset(folder)
+    if not isinstance(config, PresetConfig):
+        return None
+    space, path = MotionSpace(config.motion), part_path(folder, "motion", config.shares)
+    load_into(space, read_weights(path, config.sha256.get("motion")), str(path))
+    return space
+
+
 def pick_device(name: str) -> torch.device:
     """``auto``: CUDA if there is any. Raises ConfigError for a device that this machine or torch does not have."""
     if name == "auto":
@@ -309,38 +373,3 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used ({reason}): use auto or cpu") from error
     return device
-
-
-def track_landmarks(video: PathLike, progress: Progress = _quiet) -> Tensor:
-    """Landmarks (T, 478, 3) of the largest face of a video in crop units of one fixed square, as for training clips.
-
-    A frame without a face repeats the one before. Raises VideoError, NoFaceError.
-    """
-    found: list[FloatArray] = []
-    size = (0, 0)
-    with media.VideoReader(video, fps=FPS) as reader, FaceTracker() as tracker:
-        for index, frame in enumerate(reader):
-            if index >= MAX_DRIVE_FRAMES:
-                raise VideoError(f"{video}: longer than {MAX_DRIVE_FRAMES // FPS} s; cut it shorter")
-            size = (frame.shape[1], frame.shape[0])
-            faces = tracker.faces(frame)
-            if faces or found:
-                found.append(faces[0].landmarks if faces else found[-1])
-            progress("track", index + 1, 0)
-    if not found:
-        raise NoFaceError(f"{video}: no face was found in the driving video; use one that shows a face")
-    points = np.stack(found)
-    box = crop_box(TrackedFace(points.mean(0), np.zeros(52, np.float32)), *size, inside=True)
-    return torch.from_numpy(to_crop_units(points, box))
-
-
-def _sound_of(video: PathLike, frames: int) -> Speech | None:
-    """The video's own sound, if it has any."""
-    from dawn.errors import AudioError
-
-    try:
-        speech = media.read_speech(video, allow_silence=True)
-    except AudioError as error:
-        log.info("%s: %s", video, error)
-        return None
-    return speech if abs(speech.frame_count - frames) <= FPS else None

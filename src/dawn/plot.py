@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dawn import media
-from dawn.checkpoint import find_preset, load_into, load_mean_face, part_path, read_preset, read_weights
-from dawn.config import PresetConfig
+from dawn.checkpoint import load_mean_face
 from dawn.errors import AudioError, ConfigError, DawnError, NoFaceError
 from dawn.evaluation.lips import lip_aperture
 from dawn.evaluation.motion import blink_count, runs
@@ -28,7 +27,7 @@ from dawn.media.files import FilePath, replacing
 from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
 from dawn.models.motion_space import MotionSpace
 from dawn.motion_file import load_motion
-from dawn.pipeline import Progress
+from dawn.pipeline import Progress, load_motion_space
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import FPS, FloatArray, ImageArray, Motion, Speech
 
@@ -188,14 +187,10 @@ def _motion_space(motion: Motion, preset: str | None) -> MotionSpace | None:
             return None
         raise ConfigError(f"--preset {preset}: lips cannot be drawn of a motion of the space {motion.space!r}; leave it out")
     try:
-        folder = find_preset(name)
-        config = read_preset(folder)
-        if not isinstance(config, PresetConfig) or config.motion.size != motion.expression.shape[1]:
+        space = load_motion_space(name)
+        if space is None or space.config.size != motion.expression.shape[1]:
             count = motion.expression.shape[1]
             raise ConfigError(f"the preset {name} does not read {count} coefficients: use the preset that made them")
-        space = MotionSpace(config.motion)
-        path = part_path(folder, "motion", config.shares)
-        load_into(space, read_weights(path, config.sha256.get("motion")), str(path))
     except DawnError:
         if preset is not None:
             raise

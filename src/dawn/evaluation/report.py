@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dawn.checkpoint import load_mean_face
+from dawn.costs import peak_memory_mib
 from dawn.errors import ConfigError, InputError
 from dawn.evaluation import lips
 from dawn.evaluation.community.figures import community_figures
@@ -24,7 +25,7 @@ from dawn.evaluation.spoken import exchanged, life_figures, motion_in_true_pose,
 from dawn.evaluation.table import Columns, Rows, put, table
 from dawn.models.bundle import Bundle
 from dawn.models.face_features import load_sface
-from dawn.pipeline import Dawn, peak_memory_mib
+from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
 
 TRUE_POSE, SHUFFLED, LANDMARKS, STILL, REAL, GENERATED = (

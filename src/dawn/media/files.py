@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
+import math
 import os
 import secrets
 import stat
@@ -156,3 +158,19 @@ def replacing(path: FilePath, suffixes: tuple[str, ...]) -> Iterator[Path]:
         raise output_error(path, cause) from cause
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: FilePath, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all; numbers that are not finite become null. Raises OutputError."""
+    text = json.dumps(_finite(value), indent=1, allow_nan=False)
+    with replacing(path, (".json",)) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for infinite numbers or none."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

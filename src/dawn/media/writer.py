@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
@@ -30,6 +30,12 @@ AAC_CODER = "fast"
 synthetic vowel at 128 kbit/s and 31 dB at 160, where "fast" keeps 33 and 54 dB."""
 
 KEYFRAME_INTERVAL_S = 2
+FRAGMENT_S = 0.16
+"""Length of a fragment of a streamed film: half of the frames that the pipeline decodes together."""
+PROMPT_CODER = "rc-lookahead=0:sync-lookahead=0:bframes=0"
+PROMPT_THREADS = 2
+"""For a streamed film: packets come 2 frames after their pictures instead of 47. The same 221 frames of 128 px at the same
+``crf`` then take 13.1 instead of 9.9 kB/s (37.7 instead of 38.1 dB), 125 of 512 px 88.7 instead of 67.1 (40.9, 41.3 dB)."""
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
 _BT709 = 1
 _LIMITED_RANGE = 1
@@ -47,6 +53,10 @@ class VideoWriter:
             for frame in frames:          # (256, 256, 3) uint8, speech.frame_count of them
                 writer.write(frame)
 
+    stream: gets the same film, the same packets, as fragmented MP4 while it is made, each fragment in one ``write`` and the
+    header at once. The caller closes it. Its sound lacks the encoder's run-up, which a header without an index cannot take
+    off again: the first 21 ms fade in, and everything is shown and heard at its time.
+
     Raises ``OutputError`` here, before any work is lost, when the file cannot be created; later for a full disk.
     """
 
@@ -59,6 +69,7 @@ class VideoWriter:
         fps: int | Fraction = FPS,
         crf: int = 18,
         metadata: Mapping[str, str] | None = None,
+        stream: BinaryIO | None = None,
     ) -> None:
         _check_request(path, width, height, speech, metadata or {})
         self.width, self.height, self.fps = width, height, Fraction(fps)
@@ -68,12 +79,15 @@ class VideoWriter:
         self._sound_samples = 0
         self._convert = VideoReformatter()
         self._container: OutputContainer | None = None
+        self._live: OutputContainer | None = None
         self._final, self._temporary = create_beside(path, SUFFIXES)
         # Also for a writer that is dropped without close, and at the exit of the interpreter.
         self._remove = weakref.finalize(self, self._temporary.unlink, missing_ok=True)
         with self._undone_on_failure():
             self._sound = SoundTrack(speech) if speech is not None else None
-            self._open_streams(crf, metadata or {})
+            self._open_streams(crf, metadata or {}, prompt=stream is not None)
+            if stream is not None:
+                self._open_live(stream, metadata or {})
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +116,7 @@ class VideoWriter:
                 threads=1,
             )
             picture.pts, picture.time_base = self.frames_written, 1 / self.fps
-            self._container.mux(self._video.encode(picture))
+            self._mux(self._video.encode(picture))
             self.frames_written += 1
             self._write_sound()
 
@@ -113,14 +127,16 @@ class VideoWriter:
         with self._undone_on_failure():
             if self.frames_written == 0:
                 raise OutputError(f"cannot write {quoted(self._path)}: there is no frame to write")
-            self._container.mux(self._video.encode())
+            self._mux(self._video.encode())
             if self._sound is not None:
-                self._container.mux(self._audio.encode())
+                self._mux(self._audio.encode())
                 self._sound.close()
+            if self._live is not None:
+                self._live.close()
             # Writes what is buffered and moves the index to the front: a full disk may show only here.
             self._container.close()
             publish(self._temporary, self._final)
-        self._container = None
+        self._container = self._live = None
         self._remove.detach()
 
     def abort(self) -> None:
@@ -131,10 +147,13 @@ class VideoWriter:
                 if self._container is not None:
                     self._container.close()
             with suppress(Exception):
+                if self._live is not None:
+                    self._live.close()
+            with suppress(Exception):
                 if self._sound is not None:
                     self._sound.close()
         finally:
-            self._container = None
+            self._container = self._live = None
             self._remove()
 
     @contextmanager
@@ -148,15 +167,18 @@ class VideoWriter:
                 raise output_error(self._path, cause) from cause
             raise
 
-    def _open_streams(self, crf: int, metadata: Mapping[str, str]) -> None:
+    def _open_streams(self, crf: int, metadata: Mapping[str, str], prompt: bool) -> None:
         kind = "mov" if self._final.suffix.lower() == ".mov" else "mp4"
         self._container = av.open(f"file:{self._temporary}", "w", format=kind, options={"movflags": "+faststart"})
         self._container.metadata.update(metadata)
-        self._video = self._container.add_stream("libx264", rate=self.fps, options={"crf": str(crf)})
+        options = {"crf": str(crf)} | ({"x264-params": PROMPT_CODER} if prompt else {})
+        self._video = self._container.add_stream("libx264", rate=self.fps, options=options)
         self._video.width, self._video.height, self._video.pix_fmt = self.width, self.height, "yuv420p"
         # PyAV asks for slice threads, which cost x264 quality.
         self._video.thread_type = "FRAME"
         context = self._video.codec_context
+        if prompt:
+            context.thread_count = PROMPT_THREADS
         context.time_base = 1 / self.fps
         context.gop_size = round(KEYFRAME_INTERVAL_S * self.fps)
         context.colorspace = context.color_primaries = context.color_trc = _BT709
@@ -168,17 +190,37 @@ class VideoWriter:
         # The header now and not at the first frame: whatever is refused is refused before the work begins.
         self._container.start_encoding()
 
+    def _open_live(self, stream: BinaryIO, metadata: Mapping[str, str]) -> None:
+        """The second container, whose streams take the packets that the first one's encoders make."""
+        options = {"movflags": "+empty_moov+default_base_moof+skip_trailer", "frag_duration": str(round(FRAGMENT_S * 1e6))}
+        self._live = av.open(stream, "w", format="mp4", options=options)
+        self._live.metadata.update(metadata)
+        tracks: list[Any] = [self._video] if self._sound is None else [self._video, self._audio]
+        self._live_track = {track.index: self._live.add_stream_from_template(track) for track in tracks}
+        self._live.start_encoding()
+
+    def _mux(self, packets: Iterable[av.Packet]) -> None:
+        assert self._container is not None
+        for packet in packets:
+            # Before the first container turns the time stamps into its own.
+            if self._live is not None and packet.pts is not None and packet.pts >= 0:
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration
+                copy.time_base, copy.is_keyframe = packet.time_base, packet.is_keyframe
+                copy.stream = self._live_track[packet.stream.index]
+                self._live.mux(copy)
+            self._container.mux(packet)
+
     def _write_sound(self) -> None:
         """Sound up to the end of the last frame: silence when the source is over, and never more than the frames."""
         if self._sound is None:
             return
-        assert self._container is not None
         rate_hz = self._sound.rate_hz
         due = round(self.frames_written * rate_hz / self.fps)
         block = self._sound.read(due - self._sound_samples)
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self._sound.layout)
         frame.sample_rate, frame.time_base, frame.pts = rate_hz, Fraction(1, rate_hz), self._sound_samples
-        self._container.mux(self._audio.encode(frame))
+        self._mux(self._audio.encode(frame))
         self._sound_samples = due
 
 

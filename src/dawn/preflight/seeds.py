@@ -62,26 +62,25 @@ def seed_score(model: Dawn, video: Video, judge: SyncJudge, tracker: FaceTracker
 
 def best_seed(model: Dawn, make: Callable[..., Video], first: int, count: int,
               progress: Progress = lambda *_: None) -> tuple[Video, tuple[SeedScore, ...]]:  # fmt: skip
-    """``make(seed=...)`` with ``count`` seeds from ``first`` on: the video whose lips go best with the sound, of equal ones
-    the first, and all scores.
+    """``make(seed=first)``, and the same ``again`` with the seeds that follow: of ``count`` videos the one whose lips go best
+    with the sound, of equal ones the first, and all scores.
 
-    Only a part of each is drawn. The judge is a small network: it ranks, it does not prove. Raises InputError for sound that
-    is too short or silent, and what ``make`` raises.
+    Portrait and sound are prepared once, and only a part of each video is drawn. The judge is a small network: it ranks, it
+    does not prove. Raises InputError for sound that is too short or silent, and what ``make`` and ``again`` raise.
     """
     judge, scores = sync.load_judge(), list[SeedScore]()
-    kept = None
+    kept = video = make(seed=first)
+    if video.speech is None or len(video) < MIN_CLIP_FRAMES or not np.any(video.speech.samples):
+        raise InputError(f"seeds cannot be compared by {len(video)} frames: {MIN_CLIP_FRAMES} with sound are needed; "
+                         "leave --retry out")  # fmt: skip
     with FaceTracker() as tracker:
         for seed in range(first, first + count):
-            video = make(seed=seed)
-            if video.speech is None or len(video) < MIN_CLIP_FRAMES or not np.any(video.speech.samples):
-                raise InputError(f"seeds cannot be compared by {len(video)} frames: {MIN_CLIP_FRAMES} with sound are needed; "
-                                 "leave --retry out")  # fmt: skip
+            video = video if seed == first else video.again(seed=seed)
             scores.append(SeedScore(seed, seed_score(model, video, judge, tracker)))
             # Of equal scores ``max`` gives the first, so that a video once kept is only left for a better one.
             if max(scores, key=_worth) is scores[-1]:
                 kept = video
             progress("seeds", len(scores), count)
-    assert kept is not None
     best = max(scores, key=_worth)
     return kept, tuple(replace(score, kept=score is best) for score in scores)
 

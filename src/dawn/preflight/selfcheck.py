@@ -6,7 +6,6 @@ pieces of ten seconds, and of each piece only a few numbers are kept, so that me
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from dawn.evaluation.material import TRACK_SIZE_PX
 from dawn.evaluation.motion import runs
 from dawn.evaluation.spoken import pooled_std
 from dawn.generation import quiet_share
-from dawn.media.files import FilePath, replacing
+from dawn.media.files import FilePath, write_json
 from dawn.models.audio_encoder import FRAME_SAMPLES
 from dawn.models.face_features import EMBEDDING_SIZE, SFace, default_sface_path, load_sface
 from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
@@ -148,9 +147,7 @@ class Report:
 
     def save(self, path: FilePath, seeds: Sequence[dict[str, object]] = ()) -> list[str]:
         """Write the report as JSON; returns its warnings in words. Raises OutputError, then nothing is written."""
-        text = json.dumps(self.as_json(seeds), indent=1, allow_nan=False)
-        with replacing(path, (".json",)) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(path, self.as_json(seeds))
         return as_words([self.video], "warning")
 
 

@@ -139,6 +139,37 @@ def random_colour(images: Tensor, generator: torch.Generator, strength: float = 
     return changed.clamp(1e-4, 1).pow(gamma)
 
 
+LOOKS = {"grey": 0.12, "dark": 0.15, "painted": 0.12}
+"""Share of the pairs that are made to look like portraits which the clips do not have."""
+BT601_LUMA = (0.299, 0.587, 0.114)
+
+
+def random_look(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Grey and tinted prints, dark pictures, paintings: drawn for each sample. images: (B, F, 3, H, W) in [0, 1]."""
+    batch = len(images)
+    grey, dark, painted = (torch.rand(batch, generator=generator) < share for share in LOOKS.values())
+    gamma = 1.3 + 1.2 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+    tint = 1 + 0.1 * torch.randn(batch, 1, 3, 1, 1, generator=generator)
+    looked = images.clone()
+    if painted.any():
+        looked[painted] = _painted(images[painted].flatten(0, 1)).unflatten(0, (-1, images.shape[1]))
+    looked[dark] = looked[dark].clamp_min(1e-4).pow(gamma[dark])
+    looked[grey] = torch.einsum("bfchw,c->bfhw", looked[grey], looked.new_tensor(BT601_LUMA)).unsqueeze(2) * tint[grey]
+    return looked.clamp(0, 1)
+
+
+def _painted(x: Tensor) -> Tensor:
+    """Kuwahara's filter, which makes flat strokes with hard edges: the mean of that of four neighbouring windows (3 x 3)
+    that varies least. x: (N, 3, H, W)."""
+    around = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    mean, square = F.avg_pool2d(around, 3, 1), F.avg_pool2d(around.square(), 3, 1)
+    variance = (square - mean.square()).sum(1, keepdim=True)
+    height, width = x.shape[-2:]
+    corners = [(slice(None), slice(None), slice(i, i + height), slice(j, j + width)) for i in (0, 2) for j in (0, 2)]
+    calmest = torch.stack([variance[corner] for corner in corners]).argmin(0, keepdim=True)
+    return torch.stack([mean[corner] for corner in corners]).gather(0, calmest.expand(1, *x.shape))[0]
+
+
 PickPair = Callable[[Clip, torch.Generator], tuple[int, int]]
 """Chooses the (source, driving) frames of a clip."""
 
@@ -173,7 +204,7 @@ def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, gen
     picture = torch.where(flip[:, None, None, None, None], picture.flip(-1), picture)
     mirrored = points[:, :, permutation] * torch.tensor([-1.0, 1.0, 1.0])
     points = torch.where(flip[:, None, None, None], mirrored, points)
-    return PairBatch(random_colour(picture, generator), points)
+    return PairBatch(random_look(random_colour(picture, generator), generator), points)
 
 
 def pick_varied_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
@@ -189,7 +220,7 @@ def pick_varied_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
 
 
 def pick_opening_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]:
-    """Mostly what a portrait has to learn: from a shut mouth to an open one, from open eyes to shut ones.
+    """Mostly what a portrait has to learn: from a shut mouth to an open one, from open eyes to shut ones; and lips that meet.
 
     A fifth of the pairs start from the other end, or teeth that the portrait shows would be painted over.
     """
@@ -202,7 +233,7 @@ def pick_opening_pair(clip: Clip, generator: torch.Generator) -> tuple[int, int]
     gap = clip.landmarks[frames, lower, 1] - clip.landmarks[frames, upper, 1]
     other_end = int(gap.topk(2).indices[1]) if sorted_source < 0.7 else 0
     source = int(gap.argmin()) if sorted_source < 0.5 else other_end
-    driving = int(gap.argmax()) if sorted_driving < 0.6 else 1
+    driving = int(gap.argmax()) if sorted_driving < 0.5 else int(gap.argmin()) if sorted_driving < 0.7 else 1
     return int(frames[source]), int(frames[driving])
 
 

@@ -1,0 +1,1 @@
+"""``dawn serve``: talking-head videos over HTTP (docs/http.md)."""

@@ -1,0 +1,1 @@
+"""``dawn studio``: the product as a web page (Gradio). ``run`` serves it; ``session`` is what it does, without a browser."""
