@@ -10,7 +10,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-ray lint clean
 
 demo: $(VENV)/installed
 	mkdir -p out
@@ -21,6 +21,10 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m slow
+
+test-ray: $(VENV)/installed-dev
+	$(PIP) -e ".[dev,ray]"
+	$(VENV)/bin/python -m pytest -m slow tests/test_batch.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

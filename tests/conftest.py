@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,23 @@ def portrait_face(tiny_model: Dawn, portrait_path: Path) -> Face:
 def prepared_once(monkeypatch: pytest.MonkeyPatch, portrait_face: Face) -> None:
     """Every model takes the prepared example portrait, whatever the picture: for tests of what comes after."""
     monkeypatch.setattr(Dawn, "prepare", lambda self, portrait, face=None, moved=True: portrait_face)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A form's portrait and 1 s of speech."""
+    from serving_client import inputs  # here, as it needs the extra [serve]
+
+    return inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Dawn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The HTTP service with the tiny preset, small limits and a client."""
+    from serving_client import serving
+
+    with serving(tiny_model, tmp_path_factory.mktemp("serve") / "data", max_upload_mb=8, upload_timeout_s=2) as server:
+        yield server
 
 
 def example_sound() -> tuple[np.ndarray, int]:

@@ -18,6 +18,7 @@ ROOT = EXAMPLES.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/api.md", "README.md"])
 def test_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, with names kept from one to the next, in a folder that has the examples."""
@@ -44,6 +45,7 @@ def test_all_errors_are_listed() -> None:
             assert f"`{base}`" in row.split("|")[2] or base in ("DawnError", "Exception"), row
 
 
+@pytest.mark.slow
 def test_threads_do_not_disturb_each_other(tiny_model: Dawn, speech: Callable, portrait_path: Path) -> None:
     """One model, several videos at a time: each is as if it were made alone."""
 

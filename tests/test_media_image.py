@@ -45,7 +45,8 @@ def test_modes(tmp_path: Path, mode: str) -> None:
     else:
         image = image.convert(mode)
     path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr", "LAB") else "a.png")
-    image.save(path)
+    # Pillow before 13 cannot read its own uncompressed YCbCr.
+    image.save(path, **({"compression": "tiff_lzw"} if mode == "YCbCr" else {}))
     expected = ramp() if mode in ("CMYK", "YCbCr", "LAB") else np.asarray(image.convert("RGB"))
     assert_picture(read_image(path), expected, 3)
 

@@ -24,7 +24,7 @@ PORTRAITS = sorted((ROOT / "examples" / "portraits").glob("*.jpg"))
 FAST = ("frederik", "hopper", "mona_lisa", "tanguy")
 FEW = 4
 UNSEEN = ("gauss",)
-"""The tracker does not see this mouth open: its inside is painted like the skin around it (docs/portraits.md)."""
+"""The tracker hardly sees this mouth open, though the eye does (docs/portraits.md)."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_each_portrait_speaks(model: Dawn, path: Path, speech_path: Path) -> Non
     assert all(len(faces) == 1 for faces in found), "a frame shows no face"
     seen = lip_aperture(torch.from_numpy(np.stack([faces[0].landmarks for faces in found]))).numpy()
     grown = seen[FEW:].mean() - seen[:FEW].mean()
-    assert path.stem in UNSEEN or grown > 0.006, f"lips seen {seen.round(3)}"
+    assert path.stem in UNSEEN or grown > 0.004, f"lips seen {seen.round(3)}"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,6 @@ from dawn.pipeline import Dawn  # noqa: E402
 from dawn.serving import service as service_module  # noqa: E402
 from dawn.serving.service import Service  # noqa: E402
 from serving_client import BEGUN, PATIENCE_S, PORTRAIT, SPEECH, TOKEN, Server, busy, film, inputs, refused, serving, wait_for  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A portrait and 1 s of speech."""
-    return inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model: Dawn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tiny_model, tmp_path_factory.mktemp("serve") / "data", max_upload_mb=8, upload_timeout_s=2) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from hypothesis.errors import Unsatisfiable  # noqa: E402
 
 from dawn.media import VideoWriter, read_speech  # noqa: E402
 from dawn.structs import Motion  # noqa: E402
-from serving_client import ended, inputs, serving  # noqa: E402
+from serving_client import ended, serving  # noqa: E402
 
 FRAMES = 5
 
@@ -54,11 +54,6 @@ class Sketch:
 
     def checked_size(self, size: int | None, frame: str) -> int:
         return size or 64
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

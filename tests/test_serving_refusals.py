@@ -23,20 +23,7 @@ from dawn.media import save_png
 from dawn.pipeline import Dawn
 from dawn.serving.app import create_app
 from dawn.serving.settings import ServeSettings, read_token, state_folder
-from serving_client import BEGUN, PATIENCE_S, PORTRAIT, SPEECH, TOKEN, Server, film, inputs, refused, serving, wait_for
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A portrait and 1 s of speech."""
-    return inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model: Dawn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tiny_model, tmp_path_factory.mktemp("serve") / "data", max_upload_mb=8, upload_timeout_s=2) as server:
-        yield server
-
+from serving_client import BEGUN, PATIENCE_S, PORTRAIT, SPEECH, TOKEN, Server, film, refused, wait_for
 
 # ---------------------------------------------------------------------------------------------------------- refusals
 

@@ -86,6 +86,7 @@ def test_a_port_in_use_is_one_line() -> None:
     assert 0 < free_port("127.0.0.1", 0) < 65536
 
 
+@pytest.mark.slow
 def test_the_page_opens_before_torch_is_loaded() -> None:
     code = "import sys, dawn.studio.run, dawn.studio.page; assert 'torch' not in sys.modules, 'torch delays the page'"
     pytest.importorskip("gradio")
