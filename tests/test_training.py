@@ -20,12 +20,13 @@ from dawn.errors import CheckpointError, ConfigError
 from dawn.models.audio_encoder import FRAME_SAMPLES, WhisperAudioEncoder
 from dawn.models.lfg import LatentFlowGenerator
 from dawn.models.motion_space import MotionSpace
+from dawn.models.tone import LUMA
 from dawn.preprocess.clips import PreparedClip, save_clip
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
 from dawn.training.a2v_recipe import A2VRecipe, A2VTrainConfig
 from dawn.training.commands import fit_motion_space, split_overrides
-from dawn.training.data import BT601_LUMA, Clip, ClipStore, pick_opening_pair, random_look
+from dawn.training.data import Clip, ClipStore, pick_opening_pair, random_look
 from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
 from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
 from dawn.training.loop import Recipe, TrainConfig, train
@@ -249,7 +250,7 @@ def test_looks_change_a_share_of_the_pairs_and_both_frames_alike() -> None:
     same = (looked == images).flatten(1).all(1)
     # (1 - 0.12) (1 - 0.15) (1 - 0.12) = 0.66 keep their looks.
     assert 0.55 < same.float().mean() < 0.77
-    ratio = looked[:, 0] / looked[:, 0].mul(torch.tensor(BT601_LUMA).view(3, 1, 1)).sum(1, keepdim=True).clamp_min(1e-6)
+    ratio = looked[:, 0] / looked[:, 0].mul(torch.tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True).clamp_min(1e-6)
     grey = ratio.flatten(2).std(2).amax(1) < 0.02
     assert 0.03 < grey.float().mean() < 0.25 and not (grey & same).any()
 

@@ -7,10 +7,10 @@ memory does not grow with length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from dawn.config import Precision, SamplerConfig, Strict
@@ -60,6 +60,26 @@ class GenerateOptions(Strict):
     """Of the published model; ``lite`` has one sampler only."""
     precision: Precision | None = None
     """Of the published model's A2V network; ``lite`` computes in float32."""
+
+
+class VideoOptions(GenerateOptions):
+    """What may be asked of a video in a form or a table: ``GenerateOptions`` and the other arguments of ``Dawn.__call__``."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    size: int | None = None
+    """Side of the crop in px (128, 256, 512), or limit of a full frame's longest side (256 to 2560)."""
+    frame: Literal["crop", "full"] = "crop"
+    """Square around the face, or whole photograph."""
+    face: int | Literal["largest"] | None = None
+    """Which of several faces, from left to right."""
+    allow_silence: bool = False
+    """Accept a silent recording."""
+
+    def arguments(self) -> dict[str, Any]:
+        """For ``Dawn.__call__``; options of generation that are not given are left to their defaults."""
+        turned = self.model_dump(include=set(GenerateOptions.model_fields), exclude_defaults=True)
+        return {"size": self.size, "frame": self.frame, "face": self.face, "allow_silence": self.allow_silence, **turned}
 
 
 def chunks(length: int, reach: int, size: int = CHUNK_FRAMES) -> Iterator[tuple[int, int, int, int]]:

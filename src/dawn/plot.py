@@ -249,12 +249,17 @@ def _draw_frames(axes: Any, traces: Traces) -> None:
     axes.set_ylabel("frames", fontsize=FONT_PT)
 
 
+def envelope(samples: FloatArray, columns: int) -> tuple[NDArray[np.int_], FloatArray, FloatArray]:
+    """Samples (L,) in at most so many columns: where each begins, its lowest and its highest sample."""
+    starts = np.linspace(0, len(samples), min(columns, len(samples)), endpoint=False).astype(int)
+    return starts, np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
+
+
 def _draw_sound(axes: Any, traces: Traces) -> None:
     """Highest and lowest sample of every column."""
     assert traces.sound is not None
     samples = traces.sound.samples
-    starts = np.linspace(0, len(samples), min(WAVE_COLUMNS, len(samples)), endpoint=False).astype(int)
-    low, high = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
+    starts, low, high = envelope(samples, WAVE_COLUMNS)
     times = (starts + 0.5 * len(samples) / len(starts)) / len(samples) * traces.sound.duration_s
     axes.fill_between(times, low, high, color=GREY, linewidth=0.4)
     reach = max(0.1, 1.1 * float(np.abs(samples).max()))

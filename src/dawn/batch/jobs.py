@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from dawn.checkpoint import file_sha256, find_preset, shipped_presets
 from dawn.config import parse
 from dawn.errors import ConfigError, DawnError, InputError
-from dawn.generation import GenerateOptions
+from dawn.generation import VideoOptions
 from dawn.media.files import checked_input
 from dawn.media.writer import SUFFIXES
 
@@ -24,18 +24,14 @@ MAX_ROWS = 10_000
 MAX_CSV_BYTES = 8 << 20
 
 
-class Row(GenerateOptions):
+class Row(VideoOptions):
     """One row of the CSV: its columns are these fields; empty cells take the defaults."""
 
     portrait: str
     speech: str
     output: str | None = None
     preset: str | None = None
-    size: int | None = None
-    frame: Literal["crop", "full"] = "crop"
-    face: int | Literal["largest"] | None = None
     motion_in: str | None = None
-    allow_silence: bool = False
 
 
 COLUMNS = tuple(sorted(Row.model_fields, key=lambda name: (name not in ("portrait", "speech", "output"), name)))

@@ -9,7 +9,6 @@ from pathlib import Path
 from dawn.batch.jobs import Job
 from dawn.batch.journal import Result
 from dawn.errors import DawnError
-from dawn.generation import GenerateOptions
 from dawn.media.files import output_error
 from dawn.motion_file import load_motion
 from dawn.pipeline import Dawn
@@ -27,12 +26,10 @@ def make(job: Job, job_digest: str, path: Path, device: str) -> Result:
     """Make one row's video at ``path``; whatever is wrong with the row is in the result."""
     start = time.perf_counter()
     frames, error = 0, None
-    options = job.row.model_dump(include=set(GenerateOptions.model_fields), exclude_defaults=True)
     try:
         motion = load_motion(job.files[2]) if job.row.motion_in else None
         video = _model(job.preset, job.preset_sha256, device)(
-            *job.files[:2], size=job.row.size, frame=job.row.frame, face=job.row.face, motion=motion,
-            allow_silence=job.row.allow_silence, **options)  # fmt: skip
+            *job.files[:2], motion=motion, **job.row.arguments())
         make_folder(path)
         video.save(path)
         frames = len(video)

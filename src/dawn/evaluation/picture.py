@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dawn import landmarks as lm
 from dawn.errors import InputError
+from dawn.models.tone import LUMA
 from dawn.structs import Box
 
 Array = NDArray[Any]
@@ -43,7 +44,7 @@ def _unit_pair(generated: Array, real: Array) -> tuple[Float64Array, Float64Arra
 
 def luma(images: Array) -> Float64Array:
     """(T, H, W, 3) -> (T, H, W), ITU-R BT.601 weights, as Wang et al. compute SSIM."""
-    return _unit(images) @ np.array([0.299, 0.587, 0.114])
+    return _unit(images) @ np.array(LUMA)
 
 
 def l1(generated: Array, real: Array) -> float:

@@ -27,6 +27,7 @@ from dawn.models.audio_encoder import log_mel
 from dawn.models.blocks import identity_grid
 from dawn.models.face_geometry import apply_pose, remove_pose
 from dawn.models.smoothing import POSE_SMOOTHING_FRAMES, smooth
+from dawn.models.tone import LUMA
 
 WINDOW_FRAMES = 5
 """Pictures that one vector sees."""
@@ -48,7 +49,6 @@ MOUTH_SIDE = 1.2
 MOUTH_DROP = 0.08
 """How far below the lips the square's centre lies, same unit."""
 CROP_BATCH = 64
-LUMA = (0.299, 0.587, 0.114)
 
 
 class SyncJudge(nn.Module):

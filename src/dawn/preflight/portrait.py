@@ -15,7 +15,7 @@ from dawn.models.face_geometry import lip_aperture
 from dawn.preflight.findings import Finding, judged
 from dawn.preprocess.portrait import choose_face, face_from, find_faces
 from dawn.preprocess.tracker import FaceTracker
-from dawn.structs import Box, Face, ImageArray
+from dawn.structs import Box, Face, ImageArray, TrackedFace
 
 Float64Array = NDArray[np.float64]
 
@@ -111,9 +111,12 @@ def lips_seen(face: Face) -> tuple[float, float] | None:
 
 
 def examine_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean_face: Tensor,
-                     choice: int | str | None = None) -> list[Finding]:  # fmt: skip
-    """Findings on a photograph (H, W, 3) for a model of ``size_px``; errors are those that generation would raise."""
-    faces = find_faces(image, tracker)
+                     choice: int | str | None = None, faces: list[TrackedFace] | None = None) -> list[Finding]:  # fmt: skip
+    """Findings on a photograph (H, W, 3) for a model of ``size_px``; errors are those that generation would raise.
+
+    faces: what ``find_faces`` found in it, where that is known already.
+    """
+    faces = find_faces(image, tracker) if faces is None else faces
     try:
         found = choose_face(faces, choice)
     except FaceError as error:

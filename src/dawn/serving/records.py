@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from dawn.config import Strict
 from dawn.errors import ConfigError, OutputError
-from dawn.generation import GenerateOptions
+from dawn.generation import VideoOptions
 from dawn.media.files import output_error, quoted
 
 log = logging.getLogger(__name__)
@@ -25,19 +25,10 @@ ENDED = ("done", "failed", "cancelled")
 ID_PATTERN = r"^[0-9a-f]{32}$"
 
 
-class JobOptions(GenerateOptions):
-    """What may be asked of a video: the arguments of ``Dawn.__call__`` and the fields of ``GenerateOptions``."""
+class JobOptions(VideoOptions):
+    """What a form asks of a video."""
 
-    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
-
-    size: int | None = None
-    """Side of the crop in px (128, 256, 512), or limit of a full frame's longest side (256 to 2560)."""
-    frame: Literal["crop", "full"] = "crop"
-    """Square around the face, or whole photograph."""
-    face: int | Literal["largest"] | None = None
-    """Which of several faces, from left to right."""
-    allow_silence: bool = False
-    """Accept a silent recording."""
+    model_config = ConfigDict(strict=True)
 
 
 class Failure(Strict):

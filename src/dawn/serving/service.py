@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dawn.errors import ConfigError, DawnError, InputError, OutputError
-from dawn.generation import GenerateOptions
 from dawn.media.files import output_error
 from dawn.motion_file import save_motion
 from dawn.pipeline import Dawn
@@ -284,10 +283,7 @@ class Service:
                 raise Interrupted
             live.stage, live.done, live.total = stage, done, total
 
-        asked = live.job.options
-        turned = asked.model_dump(include=set(GenerateOptions.model_fields), exclude_defaults=True)
-        video = self.model(*(folder / name for name in INPUTS), size=asked.size, frame=asked.frame, face=asked.face,
-                           allow_silence=asked.allow_silence, progress=progress, **turned)  # fmt: skip
+        video = self.model(*(folder / name for name in INPUTS), progress=progress, **live.job.options.arguments())
         progress("decode", 0, len(video))
         save_motion(video.motion, folder / MOTION)
         try:

@@ -150,7 +150,7 @@ class Session:
                 chosen = choose_face(faces, number or "largest")
                 marked(image, faces, chosen).save(shown, quality=88)
                 place = 1 + sum(face.box.center[0] < chosen.box.center[0] for face in faces)
-                findings = tuple(examine_portrait(image, size_px, tracker, load_mean_face(), place))
+                findings = tuple(examine_portrait(image, size_px, tracker, load_mean_face(), place, faces))
             self.portrait = Portrait(path, shown, findings, len(faces), place)
         except FaceError as error:
             self.portrait = Portrait(path, shown, (_refused("faces", error),))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dawn.evaluation.motion import runs
-from dawn.plot import trace_motion
+from dawn.plot import envelope, trace_motion
 from dawn.structs import FPS, Motion, Speech
 
 WAVE_COLUMNS = 800
@@ -26,15 +26,13 @@ def curves(motion: Motion, preset: str) -> Values:
     return {"yaw": yaw, "pitch": pitch, "roll": roll, "lips": lips, "eyes": _short(np.asarray(traces.eyes).mean(1))}
 
 
-def envelope(speech: Speech | None) -> Values | None:
+def wave(speech: Speech | None) -> Values | None:
     """Highest and lowest sample of every column, of the loudest sample."""
     if speech is None:
         return None
-    samples = speech.samples
-    starts = np.linspace(0, len(samples), min(WAVE_COLUMNS, len(samples)), endpoint=False).astype(int)
-    peak = max(1e-6, float(np.abs(samples).max()))
-    high, low = np.maximum.reduceat(samples, starts) / peak, np.minimum.reduceat(samples, starts) / peak
-    return {"high": _short(high), "low": _short(low), "seconds": speech.duration_s}
+    _, low, high = envelope(speech.samples, WAVE_COLUMNS)
+    peak = max(1e-6, float(np.abs(speech.samples).max()))
+    return {"high": _short(high / peak), "low": _short(low / peak), "seconds": speech.duration_s}
 
 
 def view(motion: Motion, speech: Speech | None, changed: NDArray[np.bool_], preset: str,
@@ -42,7 +40,7 @@ def view(motion: Motion, speech: Speech | None, changed: NDArray[np.bool_], pres
     """All that the browser draws. changed: (T,) frames that wait to be drawn again. drawn: ``curves`` of the video as it is,
     if the motion is another by now."""
     spans = [[int(start), int(stop)] for start, stop in runs(np.asarray(changed, bool))]
-    return {"fps": FPS, "frames": len(motion), "wave": envelope(speech), "curves": curves(motion, preset), "drawn": drawn,
+    return {"fps": FPS, "frames": len(motion), "wave": wave(speech), "curves": curves(motion, preset), "drawn": drawn,
             "changed": spans}  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from dawn import landmarks as lm
 from dawn.errors import InputError
 from dawn.models.blocks import identity_grid
+from dawn.models.tone import LUMA
 
 
 @dataclass
@@ -141,7 +142,6 @@ def random_colour(images: Tensor, generator: torch.Generator, strength: float = 
 
 LOOKS = {"grey": 0.12, "dark": 0.15, "painted": 0.12}
 """Share of the pairs that are made to look like portraits which the clips do not have."""
-BT601_LUMA = (0.299, 0.587, 0.114)
 
 
 def random_look(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -154,7 +154,7 @@ def random_look(images: Tensor, generator: torch.Generator) -> Tensor:
     if painted.any():
         looked[painted] = _painted(images[painted].flatten(0, 1)).unflatten(0, (-1, images.shape[1]))
     looked[dark] = looked[dark].clamp_min(1e-4).pow(gamma[dark])
-    looked[grey] = torch.einsum("bfchw,c->bfhw", looked[grey], looked.new_tensor(BT601_LUMA)).unsqueeze(2) * tint[grey]
+    looked[grey] = torch.einsum("bfchw,c->bfhw", looked[grey], looked.new_tensor(LUMA)).unsqueeze(2) * tint[grey]
     return looked.clamp(0, 1)
 
 
