@@ -166,13 +166,16 @@ def test_killed_at_work_loses_nothing(tiny_preset: Path, tmp_path: Path) -> None
 def test_fifty_jobs(tiny_preset: Path, tmp_path: Path, record_property: Any) -> None:
     files = inputs(tmp_path)
     with process(preset=str(tiny_preset), data=tmp_path / "data", max_queue=64) as server:
-        assert ended(server.client, server.send(files))["state"] == "done"
+        first = server.memory_mib()
+        # Threads and the allocator's arenas come with the first jobs that wait together; only what grows after them leaks.
+        for job in [server.send(files) for _ in range(20)]:
+            assert ended(server.client, job)["state"] == "done"
         before = server.memory_mib()
         jobs = [server.send(files) for _ in range(50)]
         assert {ended(server.client, job)["state"] for job in jobs} == {"done"}
         after = server.memory_mib()
-        record_property("memory_mib", (before, after))
-        assert after - before < 100
+        record_property("memory_mib", (first, before, after))
+        assert after - before < 60
 
 
 @pytest.mark.slow

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dawn.errors import ConfigError
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 BACKLOG = 128
 CLOSING_S = 5
 """How long connections may take to end when the service stops."""
+M_ARENA_MAX, ARENAS = -8, 2
+"""glibc's ``mallopt``: threads that come and go otherwise spread what they free over eight arenas a core, and a service that
+never ends keeps them all (50 jobs: 445 → 514 MiB, and 388 → 425 with two arenas)."""
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None] = log.info) -> int:
@@ -38,6 +42,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = log.info) -> int
     from dawn.pipeline import Dawn
 
     token = read_token(settings)
+    _limit_arenas()
     with _listening(settings) as listener:
         app = create_app(settings, Dawn.from_pretrained(settings.preset, settings.device))
         service = app.state.service
@@ -67,6 +72,12 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = log.info) -> int
         finally:
             service.stop()
     return 0 if server.started else 1
+
+
+def _limit_arenas() -> None:
+    """Where the C library is glibc; others have no arenas."""
+    with suppress(OSError, AttributeError, TypeError):  # TypeError: Windows, where there is no library of the process
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
 @contextmanager
