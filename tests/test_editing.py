@@ -309,14 +309,14 @@ def drawn(this: Take) -> list[int]:
 def test_only_what_changed_is_drawn(video: Video, computed: list[int], tmp_path: Path) -> None:
     with Take(video, tmp_path) as this:
         assert (len(this), this.height, this.width, this.missing) == (44, 64, 64, 44)
-        assert drawn(this) == list(range(44)) and computed == list(range(0, 44, DECODE_BATCH))
+        assert drawn(this) == list(range(44)) and sorted(computed) == list(range(0, 44, DECODE_BATCH))
         old = [this.frame(index) for index in range(44)]
         assert (np.stack(old) == stacked(video)).all() and drawn(this) == [] and this.missing == 0
         computed.clear()
         edited = scale_head(this.motion, Region(0.5, 0.9), 3)
         changed = this.change(edited)
         assert np.flatnonzero(changed).tolist() == list(range(12, 23)) and this.missing == 11
-        assert drawn(this) == list(range(12, 23)) and computed == [8, 16]
+        assert drawn(this) == list(range(12, 23)) and sorted(computed) == [8, 16]
         new = np.stack([this.frame(index) for index in range(44)])
         assert (new == stacked(video.showing(edited))).all(), "as if drawn anew"
         same = (new == np.stack(old)).all((1, 2, 3))

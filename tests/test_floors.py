@@ -12,7 +12,7 @@ import dawn
 
 ROOT = Path(dawn.__file__).parent
 FLOORS = (
-    {"errors", "structs", "config", "landmarks", "loopback", "costs"},
+    {"errors", "structs", "config", "landmarks", "loopback", "costs", "parallel"},
     {"media", "checkpoint", "progress", "motion_file", "models", "diffusion"},
     {"preprocess", "generation", "composite"},
     {"paper_generation"},

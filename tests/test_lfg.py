@@ -14,7 +14,7 @@ from dawn.config import LFGConfig
 from dawn.models.blocks import ResBlock, fold_for_inference, identity_grid
 from dawn.models.face_geometry import apply_pose
 from dawn.models.lfg import LatentFlowGenerator
-from dawn.models.regions import LandmarkRegions, draw_contours, lid_flow
+from dawn.models.regions import LandmarkRegions, applied, blended, draw_contours, lid_flow
 
 TINY = LFGConfig(image_size_px=64, widths=(6, 8, 12), res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=16,
                  flow_head_width=8, flow_cells=16)  # fmt: skip
@@ -64,7 +64,7 @@ def test_same_landmarks_do_not_move(network: LatentFlowGenerator, image: Tensor)
     points = faces(1)
     regions = LandmarkRegions()
     state = regions.state(points)
-    grids = regions.grids(state, state, GRID)
+    grids = applied(regions.maps(state, state), GRID)
     assert grids.shape == (1, regions.count + 1, GRID, GRID, 2)
     identity = identity_grid(GRID, GRID, points)
     torch.testing.assert_close(grids, identity.expand_as(grids), atol=1e-4, rtol=0)
@@ -106,7 +106,7 @@ def test_an_affine_change_is_found_exactly() -> None:
     matrix = torch.tensor([[1.1, 0.2], [-0.15, 0.9]])
     shift = torch.tensor([0.05, -0.1])
     source = driving[..., :2] @ matrix.T + shift
-    grids = regions.grids(regions.state(driving), regions.state(source), GRID)
+    grids = applied(regions.maps(regions.state(driving), regions.state(source)), GRID)
     identity = identity_grid(GRID, GRID, driving)
     expected = identity @ matrix.T + shift
     torch.testing.assert_close(grids[:, 1:], expected.expand_as(grids[:, 1:]), atol=2e-4, rtol=0)
@@ -119,13 +119,27 @@ def test_a_region_follows_its_own_landmarks() -> None:
     source = faces(1)
     driving = source.clone()
     driving[:, list(lm.LOWER_LIP), 1] += 0.1
-    grids = regions.grids(regions.state(driving), regions.state(source), GRID) - identity_grid(GRID, GRID, source)
+    grids = applied(regions.maps(regions.state(driving), regions.state(source)), GRID) - identity_grid(GRID, GRID, source)
     names = ["background", *lm.REGION_GROUPS]
     lip, forehead = grids[0, names.index("lower_lip")], grids[0, names.index("forehead")]
     centre = regions.state(driving).center[0, names.index("lower_lip") - 1]
     x, y = (int((v + 1) / 2 * GRID) for v in centre.tolist())
     assert float(lip[y, x, 1]) == pytest.approx(-0.1, abs=0.01)
     assert float(forehead.abs().max()) < 1e-4
+
+
+def test_means_of_maps_are_means_of_what_they_say() -> None:
+    """Also where a network around it computes in bfloat16."""
+    regions = LandmarkRegions()
+    driving = faces(3)
+    maps = regions.maps(regions.state(driving), regions.state(driving.flip(0)))
+    share = torch.randn(3, regions.count + 1, GRID, GRID, generator=torch.Generator().manual_seed(1)).softmax(1)
+    mean = (share.unsqueeze(-1) * applied(maps, GRID)).sum(1)
+    assert float((mean - identity_grid(GRID, GRID, mean)).abs().max()) > 0.01
+    torch.testing.assert_close(blended(maps, share), mean, atol=1e-6, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = regions.maps(regions.state(driving), regions.state(driving.flip(0)))
+        assert torch.equal(again, maps) and torch.equal(blended(again, share), blended(maps, share))
 
 
 def test_heat_peaks_at_the_region() -> None:

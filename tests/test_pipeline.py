@@ -104,7 +104,9 @@ def test_motion_of_another_space_is_refused(tiny_model: Dawn, speech: Say) -> No
         tiny_model("x.png", speech(9), motion=foreign)
 
 
-def test_frames_are_decoded_as_they_are_read(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_frames_are_decoded_as_they_are_read(workers: int, monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn,
+                                             speech: Say) -> None:  # fmt: skip
     rendered: list[int] = []
     whole = tiny_model.bundle.lfg.redraw
 
@@ -114,11 +116,24 @@ def test_frames_are_decoded_as_they_are_read(monkeypatch: pytest.MonkeyPatch, ti
 
     monkeypatch.setattr(tiny_model.bundle.lfg, "redraw", counting)
     video = tiny_model("x.png", speech(100))
+    monkeypatch.setattr(dawn.pipeline, "cpu_workers", lambda: workers)
     assert not rendered
     frames = iter(video)
     for _ in range(9):
         next(frames)
-    assert sum(rendered) == 2 * dawn.pipeline.DECODE_BATCH
+    ahead = workers if workers > 1 else 0
+    assert 2 <= len(rendered) <= 2 + ahead and set(rendered) == {dawn.pipeline.DECODE_BATCH}
+
+
+def test_workers_draw_the_same_frames(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say,
+                                      portrait_path: Path) -> None:  # fmt: skip
+    for options in ({}, {"size": 256}):
+        video = tiny_model(media.read_image(portrait_path), speech(30), **options)
+        made = []
+        for workers in (1, 3):
+            monkeypatch.setattr(dawn.pipeline, "cpu_workers", lambda workers=workers: workers)
+            made.append(stacked(video).astype(int))
+        assert np.abs(made[0] - made[1]).max() <= 1 and made[0].std() > 1
 
 
 def test_wanted_frames_are_those_of_the_whole(tiny_model: Dawn, speech: Say, portrait_path: Path,

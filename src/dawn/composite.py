@@ -176,7 +176,7 @@ class FullFrame:
         mask = head_mask(landmarks, x, y) * border_fade(x, self.box.x0, self.box.width, self.width)
         mask = mask * border_fade(y, self.box.y0, self.box.height, self.height)[:, None]
         self._mask = smoothstep(mask / WHOLE)
-        self._touched = (mask > 0).cpu().numpy()
+        self._touched = (mask > 0)[..., None].cpu().numpy()
         scale = size / self.box.width
         self._rows, self._columns = (resampling((c + 1) * (size / 2) - 0.5, size, scale) for c in (y, x))
         self._near = blurring(REFERENCE_SIZE_PX, NEAR_PX, device)
@@ -199,9 +199,9 @@ class FullFrame:
         made = self._matched(frame, warp(self._crop, grid.permute(0, 2, 3, 1))[0])
         picture = self._moved(self._rows @ (grid[0] - still) @ self._columns.T * self._mask)
         self._paint(picture, made)
-        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        pixels = picture.clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0).cpu().numpy()
         out = self.photograph.copy()
-        out[self.region][self._touched] = pixels[self._touched]
+        np.copyto(out[self.region], pixels, where=self._touched)
         return out
 
     def _matched(self, frame: Tensor, moved: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from dawn.models.bundle import Bundle, PaperBundle
 from dawn.models.motion_space import MotionSpace
 from dawn.models.tone import tone_of, toned
 from dawn.paper_generation import PaperEngine
+from dawn.parallel import cpu_workers, in_order
 from dawn.preprocess.crop import cut, moved_into
 from dawn.preprocess.driving import driving_sound, track_landmarks
 from dawn.preprocess.portrait import prepare_portrait
@@ -286,36 +287,43 @@ class Dawn:
     def render(self, face: Face, motion: Motion, size_px: int | None = None,
                wanted: NDArray[np.bool_] | None = None) -> Iterator[ImageArray]:  # fmt: skip
         """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for. wanted: (T,) leaves others out."""
-        for frames, _, rows in self._drawn(face, motion, wanted):
+
+        def finish(frames: Tensor, flow: Tensor, rows: list[int]) -> list[ImageArray]:
             if size_px not in (None, frames.shape[-1]):
                 frames = torch.nn.functional.interpolate(frames, size_px, mode="bicubic", antialias=True)
             pictures = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            yield from (pictures[row] for row in rows)
+            return [pictures[row] for row in rows]
+
+        return self._drawn(face, motion, wanted, finish)
 
     def render_full(self, face: Face, motion: Motion, full: FullFrame,
                     wanted: NDArray[np.bool_] | None = None) -> Iterator[ImageArray]:  # fmt: skip
         """Frames (full.height, full.width, 3) uint8, decoded in batches as they are asked for; wanted as for ``render``."""
-        for frames, flow, rows in self._drawn(face, motion, wanted):
-            yield from (full(frames[row], flow[row]) for row in rows)
+        return self._drawn(face, motion, wanted,
+                           lambda frames, flow, rows: [full(frames[row], flow[row]) for row in rows])  # fmt: skip
 
-    def _drawn(self, face: Face, motion: Motion,
-               wanted: NDArray[np.bool_] | None) -> Iterator[tuple[Tensor, Tensor, list[int]]]:  # fmt: skip
-        """Batches of frames (N, 3, R, R) in the portrait's tone, the flow (N, h, w, 2) that moved it, and which are wanted.
+    def _drawn(self, face: Face, motion: Motion, wanted: NDArray[np.bool_] | None,
+               finish: Callable[[Tensor, Tensor, list[int]], list[ImageArray]]) -> Iterator[ImageArray]:  # fmt: skip
+        """What ``finish`` makes of batches of frames (N, 3, R, R) in the portrait's tone and the flow (N, h, w, 2) that moved
+        it: pictures of the wanted rows.
 
         Batches begin at multiples of ``DECODE_BATCH`` and are whole whatever is wanted, because arithmetic, and with it a
-        frame's last bit, may depend on the size of a batch.
+        frame's last bit, may depend on the size of a batch. On the CPU several are drawn at once.
         """
         self.engine.check(motion)
         source, tone = self.engine.source(face), tone_of(face.crop)
-        for start in range(0, len(motion), DECODE_BATCH):
+        shown = np.ones(len(motion), np.bool_) if wanted is None else wanted
+        batches = (start for start in range(0, len(motion), DECODE_BATCH) if shown[start : start + DECODE_BATCH].any())
+
+        @torch.inference_mode()
+        def draw(start: int) -> list[ImageArray]:
             stop = min(start + DECODE_BATCH, len(motion))
-            rows = list(range(stop - start)) if wanted is None else np.flatnonzero(wanted[start:stop]).tolist()
-            if not rows:
-                continue
-            with torch.inference_mode():
-                frames, flow = self.engine.decode(source, face, motion, start, stop)
-                frames = toned(frames, tone)
-            yield frames, flow, rows
+            frames, flow = self.engine.decode(source, face, motion, start, stop)
+            return finish(toned(frames, tone), flow, np.flatnonzero(shown[start:stop]).tolist())
+
+        small = isinstance(self.engine, LiteEngine) and self.device.type == "cpu"
+        for pictures in in_order(draw, batches, cpu_workers() if small else 1):
+            yield from pictures
 
     def checked_size(self, size: int | None, frame: str) -> int:
         """The size in pixels that a video of this kind gets. Raises ConfigError for one that cannot be had."""

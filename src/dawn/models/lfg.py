@@ -19,17 +19,28 @@ from dawn.config import LFGConfig
 from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, warp
 from dawn.models.detail import DetailPainter
 from dawn.models.fine import FineStage
-from dawn.models.regions import GUIDE_CONTOURS, LandmarkRegions, RegionState, draw_contours, lid_flow, opening_growth
+from dawn.models.regions import (
+    GUIDE_CONTOURS,
+    LandmarkRegions,
+    RegionState,
+    applied,
+    blended,
+    draw_contours,
+    lid_flow,
+    opening_growth,
+)
 
 
 class Source(NamedTuple):
     """What is computed once for a portrait. full: the picture as given, image: at the size that is decoded, (B, 3, H, W);
-    features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4); details, fine_details: of mouth and eyes at both sizes."""
+    features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4); heat (B, K, h, w) of the regions; details, fine_details: of
+    mouth and eyes at both sizes."""
 
     full: Tensor
     image: Tensor
     features: tuple[Tensor, Tensor, Tensor]
     regions: RegionState
+    heat: Tensor
     contours: Tensor
     details: tuple[Tensor, ...]
     fine_details: tuple[Tensor, ...]
@@ -44,7 +55,8 @@ class Source(NamedTuple):
         regions = RegionState(*(grow(x) for x in self.regions))
         details, fine_details = (tuple(grow(x) for x in part) for part in (self.details, self.fine_details))
         features = (grow(a), grow(b), grow(c))
-        return Source(grow(self.full), grow(self.image), features, regions, grow(self.contours), details, fine_details)
+        heat, contours = grow(self.heat), grow(self.contours)
+        return Source(grow(self.full), grow(self.image), features, regions, heat, contours, details, fine_details)
 
 
 class Flow(NamedTuple):
@@ -76,19 +88,16 @@ class PixelwiseFlowPredictor(nn.Module):
         self.refine = SameBlock(self.hourglass.out_channels, config.flow_head_width, 1)
         self.head = nn.Conv2d(config.flow_head_width + guides, regions + 2, 3, padding=1)
 
-    def forward(self, image: Tensor, heat: Tensor, grids: Tensor, guides: Tensor) -> Flow:
-        """image (B, 3, H, W) source; heat (B, K+1, h, w); grids (B, K+1, 2h, 2w, 2); guides (B, G, 2h, 2w)."""
-        batch, regions, height, width = grids.shape[:4]
-        coarse = F.avg_pool2d(grids.permute(0, 1, 4, 2, 3).flatten(0, 1), 2).permute(0, 2, 3, 1)
+    def forward(self, image: Tensor, heat: Tensor, maps: Tensor, guides: Tensor) -> Flow:
+        """image (B, 3, H, W) source; heat (B, K+1, h, w); maps (B, K+1, 2, 3) of the regions; guides (B, G, 2h, 2w)."""
+        batch, regions = maps.shape[:2]
         small = resize(image, self.cells, self.cells)
         small = small[:, None].expand(-1, regions, -1, -1, -1).flatten(0, 1)
-        moved = warp(small, coarse).view(batch, regions * 3, self.cells, self.cells)
+        moved = warp(small, applied(maps, self.cells).flatten(0, 1)).view(batch, regions * 3, self.cells, self.cells)
         h = self.hourglass(torch.cat((heat, moved, F.avg_pool2d(guides, 2)), 1))
-        h = resize(self.refine(h), height, width)
+        h = resize(self.refine(h), *guides.shape[2:])
         out = self.head(torch.cat((h, guides), 1))
-        mask = out[:, :-1].softmax(1)
-        grid = (mask.unsqueeze(-1) * grids).sum(1)
-        return Flow(grid, torch.sigmoid(out[:, -1:]))
+        return Flow(blended(maps, out[:, :-1].softmax(1)), torch.sigmoid(out[:, -1:]))
 
 
 class LatentFlowGenerator(nn.Module):
@@ -121,17 +130,18 @@ class LatentFlowGenerator(nn.Module):
         details = self.detail.look(image, landmarks) if self.detail else ()
         fine_details = self.fine.look(full, landmarks) if self.fine else ()
         regions = self.region_provider.state(landmarks)
-        return Source(full, image, (fine, middle, coarse), regions, contours, details, fine_details)
+        heat = self.region_provider.heat(regions, self.config.flow_cells)
+        return Source(full, image, (fine, middle, coarse), regions, heat, contours, details, fine_details)
 
     def predict_flow(self, source: Source, landmarks: Tensor) -> tuple[Flow, Tensor]:
         """Driving landmarks (B, 478, 2 or 3) → flow, and the driving contours (B, G, 2h, 2w) for the decoder."""
         cells = self.config.flow_cells
         driving = self.region_provider.state(landmarks)
         contours = draw_contours(driving.points, 2 * cells)
-        grids = self.region_provider.grids(driving, source.regions, 2 * cells)
-        heat = self.region_provider.heat(driving, cells) - self.region_provider.heat(source.regions, cells)
+        maps = self.region_provider.maps(driving, source.regions)
+        heat = self.region_provider.heat(driving, cells) - source.heat
         heat = torch.cat((torch.zeros_like(heat[:, :1]), heat), 1)
-        flow = self.flow_predictor(source.image, heat, grids, torch.cat((contours, source.contours), 1))
+        flow = self.flow_predictor(source.image, heat, maps, torch.cat((contours, source.contours), 1))
         grid = flow.grid
         if self.config.lid_flow:
             # At full size: lids are a pixel thick, and the coarser levels are reduced from it.

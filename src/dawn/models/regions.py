@@ -1,6 +1,6 @@
 """Regions: what drives the flow. In ``lite`` they are affine fits to groups of face-mesh landmarks, nothing is learned.
 
-A provider gives, for every region, a sampling grid (where each output cell would come from if it moved with that region)
+A provider gives, for every region, an affine map (where each output cell would come from if it moved with that region)
 and a heat map (how near each cell is to the region).
 """
 
@@ -28,6 +28,11 @@ def invert_2x2(matrix: Tensor) -> Tensor:
     a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
     adjugate = torch.stack((torch.stack((d, -b), -1), torch.stack((-c, a), -1)), -2)
     return adjugate / (a * d - b * c)[..., None, None]
+
+
+def exactly(like: Tensor) -> torch.autocast:
+    """Products within are not rounded to bfloat16 when a network is trained in it: places need more than eight bits."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class LandmarkRegions(nn.Module):
@@ -63,26 +68,29 @@ class LandmarkRegions(nn.Module):
         grouped = points[:, self.assignment]
         center = (grouped * self.weight).sum(2)
         centred = grouped - center[:, :, None]
-        return RegionState(points, center, (centred * self.weight).transpose(2, 3) @ centred)
+        with exactly(points):
+            return RegionState(points, center, (centred * self.weight).transpose(2, 3) @ centred)
 
-    def grids(self, driving: RegionState, source: RegionState, size: int) -> Tensor:
-        """Where every output cell would come from, (B, K+1, size, size, 2); the background (first) stays in place."""
-        affine = self._affine(driving, source)[:, :, None, None]
-        grid = identity_grid(size, size, driving.points)
-        offset = grid[None, None] - driving.center[:, :, None, None]
-        moved = offset[..., :1] * affine[..., 0] + offset[..., 1:] * affine[..., 1] + source.center[:, :, None, None]
-        return torch.cat((grid.expand(moved.shape[0], 1, size, size, 2), moved), 1)
+    def maps(self, driving: RegionState, source: RegionState) -> Tensor:
+        """Where every region's points come from, affine maps (B, K+1, 2, 3); the background (first) stays in place."""
+        affine = self._affine(driving, source)
+        with exactly(affine):
+            shift = source.center[..., None] - affine @ driving.center[..., None]
+        maps = torch.cat((affine, shift), -1)
+        stay = torch.eye(2, 3, device=maps.device, dtype=maps.dtype)
+        return torch.cat((stay.expand(maps.shape[0], 1, 2, 3), maps), 1)
 
     def _affine(self, driving: RegionState, source: RegionState) -> Tensor:
         """Linear parts (B, K, 2, 2) of the maps driving -> source."""
         drv = (driving.points[:, self.assignment] - driving.center[:, :, None]) * self.weight
         src = source.points[:, self.assignment] - source.center[:, :, None]
-        cross = src.transpose(2, 3) @ drv
-        head = cross[:, -1:] @ invert_2x2(driving.covariance[:, -1:])
-        spread = driving.covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        strength = self.ridge * spread + 1e-6
-        eye = torch.eye(2, device=cross.device, dtype=cross.dtype)
-        return (cross + strength * head) @ invert_2x2(driving.covariance + strength * eye)
+        with exactly(drv):
+            cross = src.transpose(2, 3) @ drv
+            head = cross[:, -1:] @ invert_2x2(driving.covariance[:, -1:])
+            spread = driving.covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+            strength = self.ridge * spread + 1e-6
+            eye = torch.eye(2, device=cross.device, dtype=cross.dtype)
+            return (cross + strength * head) @ invert_2x2(driving.covariance + strength * eye)
 
     def heat(self, state: RegionState, size: int) -> Tensor:
         """exp(-d' C^-1 d / 2) of every region, (B, K, size, size)."""
@@ -94,6 +102,24 @@ class LandmarkRegions(nn.Module):
         x, y = offset[..., 0], offset[..., 1]
         distance = p[..., 0, 0] * x * x + 2 * p[..., 0, 1] * x * y + p[..., 1, 1] * y * y
         return (-0.5 * distance).exp()
+
+
+def applied(maps: Tensor, size: int) -> Tensor:
+    """Where affine maps (B, N, 2, 3) say that each of size x size cells comes from, (B, N, size, size, 2)."""
+    x, y = identity_grid(size, size, maps).unsqueeze(-2).unbind(-1)
+    column = maps[:, :, None, None].unbind(-1)
+    return x * column[0] + y * column[1] + column[2]
+
+
+def blended(maps: Tensor, share: Tensor) -> Tensor:
+    """The mean of what affine maps (B, N, 2, 3) say, by their share (B, N, h, w) of every cell: (B, h, w, 2).
+
+    Means of affine maps are affine: six numbers a cell are mixed instead of N grids.
+    """
+    with exactly(maps):
+        mixed = (share.permute(0, 2, 3, 1).flatten(1, 2) @ maps.flatten(2)).view(len(maps), *share.shape[2:], 2, 3)
+    x, y = identity_grid(share.shape[2], share.shape[3], maps).unsqueeze(-2).unbind(-1)
+    return mixed[..., 0] * x + mixed[..., 1] * y + mixed[..., 2]
 
 
 LID_CELL = 2 / 64
