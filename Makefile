@@ -14,7 +14,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 
 demo: $(VENV)/installed
 	mkdir -p out
-	$(VENV)/bin/dawn generate examples/portrait.png examples/speech.wav -o out/demo.mp4 --seed 1 --size 256
+	$(VENV)/bin/dawn generate examples/portrait.png examples/speech.wav -o out/demo.mp4 --seed 1
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest

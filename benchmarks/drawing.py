@@ -2,8 +2,8 @@
 
     python benchmarks/drawing.py [--preset lite-128] [--repeats 3] [--threads 2]
 
-Of the example portrait, at the preset's own size and at 256 px; the two ways take turns, and medians are compared. Drawing only:
-no sound, no motion, no video file.
+Of the example portrait, at the side that the preset draws at and at 256 px; the two ways take turns, and medians are compared.
+Drawing only: no sound, no motion, no video file.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def sharing(tiny_preset: Path, tmp_path: Path) -> Path:
     config = TINY.model_copy(update={"lfg": TINY.lfg.model_copy(update={"image_size_px": 128, "fine": FineConfig()})})
     generator = random_bundle(config, seed=5).lfg
     save_part(tmp_path / "run", "lfg", generator, config.lfg)
-    pack("tiny-128", {"lfg": tmp_path / "run"}, tmp_path / "tiny-128", shares="tiny-64")
+    pack("tiny-128", {"lfg": tmp_path / "run"}, tmp_path / "tiny-128", shares="tiny-64", shown_size_px=512)
     return tmp_path / "tiny-128"
 
 
@@ -151,6 +151,7 @@ def test_a_preset_shares_parts_with_the_one_beside_it(sharing: Path) -> None:
     shared, own = load_bundle(sharing), load_bundle(sharing.parent / "tiny-64")
     assert isinstance(shared, Bundle) and isinstance(own, Bundle)
     assert shared.config.name == "tiny-128" and shared.config.lfg.decoded_size_px == 64
+    assert (shared.config.shown_size_px, own.config.shown_size_px) == (512, None)
     for part in ("a2v", "audio", "motion", "pbnet"):
         theirs = getattr(own, part).state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in getattr(shared, part).state_dict().items())

@@ -204,6 +204,16 @@ def test_size(tiny_model: Dawn, speech: Say, portrait_path: Path) -> None:
         tiny_model("x.png", speech(5), size=100)
 
 
+def test_a_preset_says_what_side_is_shown(tiny_model: Dawn, speech: Say, portrait_path: Path, portrait_face: Face,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    config = tiny_model.bundle.config.model_copy(update={"shown_size_px": 128})
+    monkeypatch.setattr(tiny_model.bundle, "config", config)
+    picture, sides = media.read_image(portrait_path), {"size": None, "frame": "crop"}
+    assert tiny_model(picture, speech(3)).width == 128 and tiny_model(picture, speech(3), size=256).width == 256
+    assert tiny_model(portrait_face, speech(3)).width == 64, "a face without its photograph"
+    assert tiny_model.checked_size(**sides) == 128 and tiny_model.checked_size(None, "full") == 1280
+
+
 def test_a_prepared_portrait_is_used_as_it_is(tiny_model: Dawn, speech: Say, portrait_face: Face) -> None:
     prepared, found = tiny_model(portrait_face, speech(9)), tiny_model("x.png", speech(9))
     assert prepared.face is portrait_face and (stacked(prepared) == stacked(found)).all()

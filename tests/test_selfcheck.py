@@ -193,7 +193,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Report]:
     model(EXAMPLES / "portrait.png", Speech(sound, 4.0)).save(folder / "a.mp4")
     frames = list(media.read_video(folder / "a.mp4"))
     late = np.concatenate((np.zeros(5 * 640, np.float32), sound))[: len(sound)]
-    with media.VideoWriter(folder / "b.mp4", 128, 128, Speech(late, 4.0)) as writer:
+    with media.VideoWriter(folder / "b.mp4", 256, 256, Speech(late, 4.0)) as writer:
         for index in range(100):
             writer.write(frames[min(index, 84)])
     (folder / "weights").touch()

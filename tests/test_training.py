@@ -30,6 +30,7 @@ from dawn.training.data import Clip, ClipStore, pick_opening_pair, random_look
 from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
 from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
 from dawn.training.loop import Recipe, TrainConfig, train
+from dawn.training.losses import crispness_error
 from dawn.training.motion_data import MotionStore
 from dawn.training.pbnet_recipe import PBNetRecipe, PBNetTrainConfig
 
@@ -144,7 +145,7 @@ def recipes(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 EXTRA: dict[str, dict[str, Any]] = {
-    "detail": {"adversarial_from": 10**6, "lr": 3e-3},
+    "detail": {"adversarial_from": 10**6, "lr": 3e-3, "crispness_weight": 0.1},
     "fine": {"adversarial_from": 10**6, "lr": 3e-3},
     "lfg": {"perceptual_weight": 0, "adversarial_from": 10**6, "lr": 3e-3},
     "a2v": {"lr": 3e-3, "window_frames": 24},
@@ -238,6 +239,16 @@ def test_a_run_leaves_its_files(part: str, recipes: dict, tmp_path: Path) -> Non
         recipe = make(other)
         recipe.networks["main"] = torch.nn.Linear(2, 2)
         train(recipe, other, tmp_path)
+
+
+def test_crispness_asks_for_edges_and_not_for_their_places() -> None:
+    sharp = torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(2))
+    soft = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1).requires_grad_()
+    error = crispness_error(soft, sharp)
+    assert float(crispness_error(sharp.roll(5, -1)[..., 6:], sharp[..., 1:-5])) < 0.01 < 0.5 < error.item()
+    error.backward()
+    with torch.no_grad():
+        assert float(crispness_error(soft - 0.1 * soft.grad / soft.grad.std(), sharp)) < error.item()
 
 
 def test_looks_change_a_share_of_the_pairs_and_both_frames_alike() -> None:

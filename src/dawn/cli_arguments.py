@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
-    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512 (the preset's own)")
+    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512 (the preset's, 256)")
     parser.add_argument("--frame", choices=("crop", "full"), default="crop",
                         help="square around the face, or whole photograph; its longest side is then at most --size, "
                         "256 to 2560 px (crop; 1280)")  # fmt: skip
@@ -97,6 +97,7 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     for part in PACKED_PARTS:
         parser.add_argument(f"--{part}", type=Path, metavar="DIR", help=f"has {part}.safetensors")
     parser.add_argument("--shares", metavar="PRESET", help="the preset beside OUT that has the parts which are not given")
+    parser.add_argument("--size", type=int, help="side of its videos in px: 128, 256, 512 (the generator's own)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
 
 

@@ -66,7 +66,7 @@ def _training_commands() -> Any:
 
 def pack(args: argparse.Namespace) -> int:
     parts = {part: folder for part in given.PACKED_PARTS if (folder := getattr(args, part)) is not None}
-    _training_commands().pack(args.name, parts, args.output, shares=args.shares)
+    _training_commands().pack(args.name, parts, args.output, shares=args.shares, shown_size_px=args.size)
     if not args.quiet:
         size_mb = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
         print(f"{args.output}: preset {args.name}, {size_mb:.1f} MB")

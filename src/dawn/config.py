@@ -287,6 +287,8 @@ class PresetConfig(Strict):
     a2v: A2VConfig = A2VConfig()
     pbnet: PBNetConfig = PBNetConfig()
     sampler: SamplerConfig = SamplerConfig()
+    shown_size_px: Literal[128, 256, 512] | None = None
+    """Side of the pictures that are made of a photograph, if nobody asks for another; None: the networks' own."""
     shares: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the preset beside this one that has the weight files which this folder lacks."""
     sha256: dict[str, str] = Field(default_factory=dict)

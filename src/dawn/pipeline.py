@@ -197,16 +197,16 @@ class Dawn:
         portrait: an image file, an (H, W, 3) uint8 RGB array, or what ``prepare`` made of one. speech: an audio or video file,
         or a ``Speech``.
         frame: "crop", the square around the face, or "full", the whole photograph with the face moving in it.
-        size: side of the crop in pixels (128, 256, 512); below the model's own it is reduced, above it the portrait's own
-        detail is moved along. Of a full frame the longest side at most (256 to 2560, 1280 if not given): larger photographs
-        are reduced, smaller ones stay as they are.
+        size: side of the crop in pixels (128, 256, 512; if not given the preset's ``shown_size_px``); below the model's own it
+        is reduced, above it the portrait's own detail is moved along. Of a full frame the longest side at most (256 to 2560,
+        1280 if not given): larger photographs are reduced, smaller ones stay as they are.
         face: which face of several, see ``preprocess.portrait.choose_face``. motion: render this instead of generating one.
         options: fields of ``GenerateOptions`` (seed, steps, guidance, pose_scale, blink, still, expression).
 
         Raises InputError and its kinds for unusable files, ConfigError for wrong options.
         """
         chosen = parse(GenerateOptions, options, "options")
-        size_px = self.checked_size(size, frame)
+        size_px = self.checked_size(size, frame, isinstance(portrait, Face))
         watch = Stopwatch()
         with watch.stage("audio in"):
             sound = speech if isinstance(speech, Speech) else media.read_speech(speech, allow_silence=allow_silence)
@@ -236,7 +236,7 @@ class Dawn:
     def drive(self, portrait: PathLike | ImageArray | Face, video: PathLike, *, size: int | None = None, frame: str = "crop",
               face: int | str | None = None, progress: Progress = _quiet) -> Video:  # fmt: skip
         """Another video's facial motion (and sound, if any) on this portrait. Raises as ``__call__``, and VideoError."""
-        size_px = self.checked_size(size, frame)
+        size_px = self.checked_size(size, frame, isinstance(portrait, Face))
         watch = Stopwatch()
         with watch.stage("track"):
             prepared, full = self._placed(portrait, face, frame, size_px)
@@ -325,8 +325,9 @@ class Dawn:
         for pictures in in_order(draw, batches, cpu_workers() if small else 1):
             yield from pictures
 
-    def checked_size(self, size: int | None, frame: str) -> int:
-        """The size in pixels that a video of this kind gets. Raises ConfigError for one that cannot be had."""
+    def checked_size(self, size: int | None, frame: str, prepared: bool = False) -> int:
+        """The size in pixels that a video of this kind gets. prepared: of a face without its photograph, of which nothing
+        larger than the model's own is made. Raises ConfigError for a size that cannot be had."""
         if frame not in FRAMES:
             raise ConfigError(f"frame {frame!r}: give crop or full")
         if frame == "full":
@@ -334,9 +335,9 @@ class Dawn:
             if size is not None and not low <= size <= high:
                 raise ConfigError(f"size {size}: of a full frame it limits the longest side; give {low} to {high} px")
             return size or LIMIT_PX
-        native = self.config.lfg.image_size_px
         if size is None:
-            return native
+            shown = self.config.shown_size_px if isinstance(self.config, PresetConfig) else None
+            return self.config.lfg.image_size_px if prepared or shown is None else shown
         if size not in SIZES_PX:
             raise ConfigError(f"size {size}: give one of {', '.join(map(str, SIZES_PX))} px")
         return size

@@ -119,11 +119,12 @@ def fit_motion_space(clips: ClipStore, out: Path) -> MotionSpace:
 
 
 def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] | None = None,
-         shares: str | None = None) -> None:  # fmt: skip
+         shares: str | None = None, shown_size_px: int | None = None) -> None:  # fmt: skip
     """Make a preset of trained parts: fp16 weights, configuration, checksums.
 
     parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only); those that are
-    missing are shared with the preset ``shares`` beside ``out``. Raises ConfigError, OutputError, CheckpointError.
+    missing are shared with the preset ``shares`` beside ``out``. shown_size_px: see ``PresetConfig``.
+    Raises ConfigError, OutputError, CheckpointError.
     """
     if out.exists() and not (out / "config.json").is_file():
         raise OutputError(f"{out}: exists and is no preset, so it is not replaced; choose another folder")
@@ -132,7 +133,7 @@ def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] |
     values = other.model_dump() if other else {}
     kinds: dict[str, type[BaseModel]] = {"lfg": LFGConfig, "a2v": A2VConfig, "pbnet": PBNetConfig, "motion": MotionSpaceConfig}
     values |= {part: read_config(parts[part] / f"{part}.json", kind) for part, kind in kinds.items() if part in parts}
-    values |= {"name": name, "shares": shares, "sha256": {}}
+    values |= {"name": name, "shares": shares, "shown_size_px": shown_size_px, "sha256": {}}
     if sampler is not None:
         values["sampler"] = sampler
     preset = parse(PresetConfig, values, "preset")

@@ -23,6 +23,7 @@ from dawn.training.frozen import load_generator, render_frozen
 from dawn.training.loop import TrainConfig
 from dawn.training.losses import (
     WindowDiscriminator,
+    crispness_error,
     discriminator_hinge,
     feature_matching,
     generator_hinge,
@@ -47,6 +48,8 @@ class DetailTrainConfig(TrainConfig):
     """Pixel weight inside the lips' and lids' openings, against 1 elsewhere in the window."""
     pixel_weight: float = 1.0
     matching_weight: float = 0.5
+    crispness_weight: float = 0.0
+    """Of the windows' gradient energy, see ``crispness_error``."""
     adversarial_weight: float = 0.1
     adversarial_from: int = 200
     discriminator_lr: float = 0.5
@@ -105,6 +108,10 @@ class DetailRecipe(PairRecipe):
             pixel = weighted_l1_pyramid(fake, real, weight, 2)
             loss = loss + config.pixel_weight * pixel
             parts[f"{kind}_pixel"] = pixel.detach()
+            if config.crispness_weight:
+                crispness = crispness_error(fake, real)
+                loss = loss + config.crispness_weight * crispness
+                parts[f"{kind}_crispness"] = crispness.detach()
             if not adversarial:
                 continue
             critics.requires_grad_(False)

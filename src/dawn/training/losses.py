@@ -30,6 +30,19 @@ def weighted_l1_pyramid(image: Tensor, target: Tensor, weight: Tensor, levels: i
     return loss
 
 
+def crispness_error(made: Tensor, true: Tensor) -> Tensor:
+    """Mean squared difference of the logarithm of pictures' gradient energy, (N, C, H, W) both.
+
+    It says how crisp a picture is, and not where its edges lie: painters that only learn from pixels and verdicts stay soft.
+    """
+
+    def log_energy(image: Tensor) -> Tensor:
+        grey = image.float().mean(1)
+        return (grey.diff(dim=-1).square().mean((1, 2)) + grey.diff(dim=-2).square().mean((1, 2)) + 1e-5).log()
+
+    return (log_energy(made) - log_energy(true)).square().mean()
+
+
 class FacePerceptualLoss(nn.Module):
     """L1 between SFace feature maps of aligned faces (paper: VGG; SFace knows faces and is freely licensed)."""
 
