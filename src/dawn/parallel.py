@@ -1,7 +1,7 @@
 """The same work on many things, on several cores at once, with results in order.
 
 Networks as small as these leave a core idle while threads wait for each other at every layer: whole batches side by side, one
-thread each, take 0.7 of the time of one batch after the other on all threads (benchmarks/drawing.py).
+thread each, take 0.7 to 0.9 of the time of one batch after the other on all threads (benchmarks/drawing.py).
 """
 
 from __future__ import annotations
