@@ -117,7 +117,8 @@ def blended(maps: Tensor, share: Tensor) -> Tensor:
     Means of affine maps are affine: six numbers a cell are mixed instead of N grids.
     """
     with exactly(maps):
-        mixed = (share.permute(0, 2, 3, 1).flatten(1, 2) @ maps.flatten(2)).view(len(maps), *share.shape[2:], 2, 3)
+        weight = share.permute(0, 2, 3, 1).flatten(1, 2).to(maps.dtype)
+        mixed = (weight @ maps.flatten(2)).view(len(maps), *share.shape[2:], 2, 3)
     x, y = identity_grid(share.shape[2], share.shape[3], maps).unsqueeze(-2).unbind(-1)
     return mixed[..., 0] * x + mixed[..., 1] * y + mixed[..., 2]
 
