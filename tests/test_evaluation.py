@@ -119,11 +119,13 @@ def test_controls_are_what_they_say(result: dict[str, Any], clips_folder: Path) 
 
 
 def test_long_part(result: dict[str, Any]) -> None:
-    assert result["long"]["portraits"] == 2 and result["long"]["seconds"] == 3
+    long = result["long"]
+    assert long["portraits"] == 2 and long["takes"] == 2 and long["seconds"] == 3
     for name, line in result["long"]["rows"].items():
-        assert set(line) == {"unit", "first", "last", "ratio", "lowest", "highest"}, name
+        assert set(line) == {"unit", "first", "last", "ratio", "interval"}, name
     line = result["long"]["rows"]["sharpness, face"]
     assert line["ratio"] == pytest.approx(line["last"] / line["first"])
+    assert line["interval"][0] <= line["ratio"] <= line["interval"][1]
     assert "3 s, last 1 s against first 1 s" in format_report(result)
 
 
@@ -234,8 +236,8 @@ def test_command_passes_the_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(report, "evaluate_preset", stop)
     assert main(["evaluate", "--clips", "d", "--also", "x", "y", "--limit", "3", "--judge", "j",
-                 "--community", "c"]) == 2  # fmt: skip
-    options = {"also": ["x", "y"], "limit": 3, "judge": Path("j"), "community": Path("c")}
+                 "--community", "c", "--takes", "5"]) == 2  # fmt: skip
+    options = {"also": ["x", "y"], "limit": 3, "takes": 5, "judge": Path("j"), "community": Path("c")}
     assert seen == ["lite-128", Path("d"), None, options]
 
 
@@ -245,6 +247,8 @@ def test_limits_are_positive(limit: int, clips_folder: Path, tiny_preset: Path) 
         report.evaluate_preset(tiny_preset, clips_folder, limit=limit)
     with pytest.raises(ConfigError, match="at least 1"):
         report.evaluate_folders(clips_folder, clips_folder, limit=limit)
+    with pytest.raises(ConfigError, match=f"takes {limit}: give at least 1"):
+        report.evaluate_preset(tiny_preset, clips_folder, takes=limit)
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces

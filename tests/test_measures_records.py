@@ -102,8 +102,20 @@ def test_long_sound_ends_as_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_long_comparison() -> None:
     found = long.compare([(2.0, 1.0), (2.0, 2.0), (float("nan"), 1.0)])
-    assert found == {"first": 2.0, "last": 1.5, "ratio": 0.75, "lowest": 0.5, "highest": 1.0}
-    assert long.compare([(0.0, 1.0)])["ratio"] is None
+    assert found == {"first": 2.0, "last": 1.5, "ratio": 0.75, "interval": [0.5, 1.0]}
+    assert long.compare([(2.0, 1.0)]) == {"first": 2.0, "last": 1.0, "ratio": 0.5, "interval": None}
+    assert long.compare([(0.0, 1.0), (0.0, 2.0)])["ratio"] is None
+    assert set(long.compare([(float("nan"), 1.0)]).values()) == {None}
+
+
+def test_long_comparison_tells_a_decline_from_chance() -> None:
+    """A fifth less in every take is seen through takes that differ by as much; none of it is, where there is none."""
+    rng = np.random.default_rng(0)
+    first, other = rng.normal(1, 0.2, (2, 60))
+    low, high = long.compare(list(zip(first.tolist(), (0.8 * other).tolist(), strict=True)))["interval"]
+    assert low < 0.8 < high < 1
+    low, high = long.compare(list(zip(first.tolist(), other.tolist(), strict=True)))["interval"]
+    assert low < 1 < high
 
 
 def test_scaled() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from dawn.evaluation import identity, lips, motion, picture
 from dawn.evaluation.figures import IDENTITY_STRIDE, Tools
+from dawn.evaluation.intervals import Float64Array, bootstrap_interval, share
 from dawn.evaluation.material import Bench, Shown, pick_portraits
 from dawn.evaluation.spoken import driving_landmarks, joined_sound, make_motion
 from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
@@ -61,40 +62,46 @@ def own_figures(shown: Shown, source: np.ndarray, where: np.ndarray, tools: Tool
     }
 
 
-def long_figures(bench: Bench, tools: Tools) -> dict[str, Any]:
-    """A minute of speech on one portrait of each person (at most four), generated in one piece.
+def long_figures(bench: Bench, tools: Tools, takes: int = 1) -> dict[str, Any]:
+    """A minute of speech on one portrait of each person (at most four), generated in one piece, so many times each.
 
-    Only the compared frames are drawn: every frame is decoded on its own, so the others change nothing. Returns
-    {"seconds", "window_seconds", "portraits", "rows": {figure: {"unit", "first", "last", "ratio", "lowest", "highest"}}}:
-    means over the portraits, last over first, and the extreme ratios of single portraits (None where the first is 0).
+    How a head moves differs much from take to take: only many of them tell a decline in jitter, flicker, pose speed and
+    blinks from chance. Only the compared frames are drawn: every frame is decoded on its own, so the others change nothing.
+
+    Returns {"seconds", "window_seconds", "portraits", "takes", "rows": {figure: {"unit", "first", "last", "ratio",
+    "interval"}}}, as ``compare`` makes them of all takes.
     """
     portraits = pick_portraits([bench.clips[index] for index in bench.voiced], LONG_PORTRAITS)
     portraits = [clip for index, clip in enumerate(portraits) if clip.person not in {c.person for c in portraits[:index]}]
     sound = long_sound(joined_sound(bench.clips, LONG_S * SPEECH_RATE_HZ))
     pairs = []
-    for seed, clip in enumerate(portraits):
+    for seed, clip in enumerate(portraits * takes):
         made = make_motion(bench.bundle, clip.face, sound, LONG_S * FPS, seed)
         driving = driving_landmarks(bench.bundle, clip.face, made)
         first, last = (bench.show(clip, part) for part in (driving[: WINDOW_S * FPS], driving[-WINDOW_S * FPS :]))
         where = motion.background([first.landmarks, last.landmarks], first.frames.shape[1])
         source = identity.embed(tools.sface, clip.frames[:1], clip.landmarks[:1])
         pairs.append(tuple(own_figures(shown, source, where, tools) for shown in (first, last)))
-        bench.progress(f"{bench.name}: {LONG_S} s", seed + 1, len(portraits))
-    rows = {name: compare([(a[name], b[name]) for a, b in pairs]) | {"unit": unit} for name, unit in UNITS.items()}
-    return {"seconds": LONG_S, "window_seconds": WINDOW_S, "portraits": len(portraits), "rows": rows}
+        bench.progress(f"{bench.name}: {LONG_S} s", seed + 1, len(portraits) * takes)
+    rows = {name: {"unit": unit, **compare([(a[name], b[name]) for a, b in pairs])} for name, unit in UNITS.items()}
+    return {"seconds": LONG_S, "window_seconds": WINDOW_S, "portraits": len(portraits), "takes": len(pairs), "rows": rows}
 
 
-def compare(pairs: list[tuple[float, float]]) -> dict[str, float | None]:
-    """(first, last) of each portrait -> means, their ratio, and the lowest and highest ratio of one portrait."""
-    usable = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if not usable:
-        return dict.fromkeys(("first", "last", "ratio", "lowest", "highest"))
-    first, last = (float(np.mean(side)) for side in zip(*usable, strict=True))
-    ratios = [b / a for a, b in usable if a > 0]
-    return {
-        "first": first,
-        "last": last,
-        "ratio": last / first if first > 0 else None,
-        "lowest": min(ratios, default=None),
-        "highest": max(ratios, default=None),
-    }
+def compare(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """(first, last) of each take -> means, their ratio, and its 95 % interval (bootstrap over takes).
+
+    Takes whose values are not numbers are left out. None where nothing can be said: a ratio to 0, an interval of one take.
+    """
+    usable = np.array([pair for pair in pairs if all(map(math.isfinite, pair))], np.float64).reshape(-1, 2)
+    if not len(usable):
+        return dict.fromkeys(("first", "last", "ratio", "interval"))
+    first, last = usable.mean(0).tolist()
+    ratio = last / first if first > 0 else None
+    interval = None
+    if ratio is not None and len(usable) > 1:
+        interval = [*bootstrap_interval(usable, last_over_first, np.random.default_rng(0))]
+    return {"first": first, "last": last, "ratio": ratio, "interval": interval}
+
+
+def last_over_first(sums: Float64Array) -> float:
+    return share(sums[::-1])

@@ -46,13 +46,14 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 
 def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, progress: Progress | None = None, *,
-                    also: Sequence[str | Path] = (), limit: int | None = None,
+                    also: Sequence[str | Path] = (), limit: int | None = None, takes: int = 1,
                     judge: Path | None = None, community: Path | None = None) -> dict[str, Any]:  # fmt: skip
     """Measure a preset on a folder of prepared clips (``dawn prepare``), with its controls, and further presets beside it.
 
     sface, judge: weights of the identity measures and of the sync judge, by default where ``tools/fetch_models.py`` puts
     them and the shipped one. progress: called with (stage, done, total). also: more presets, each at its own size. limit:
-    only the first so many clips of each person. community: folder with the networks of FID, FVD and LSE.
+    only the first so many clips of each person. takes: of the minute that is looked through for decline, on each of its
+    portraits. community: folder with the networks of FID, FVD and LSE.
 
     Returns plain numbers that can be written as JSON: {"preset", "clips", "people", "frames", "seconds", "size_px",
     "clip_px", "columns": {column: what it is}, "notes": [...], "rows": {group: {measure: {"unit", "better", "values":
@@ -62,6 +63,8 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, 
     start = time.perf_counter()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: give at least 1 clip a person")
+    if takes < 1:
+        raise ConfigError(f"takes {takes}: give at least 1")
     tools, notes = _tools(sface, judge, community)
     bundles = _load_presets([preset, *also])
     report = progress or _quiet
@@ -76,7 +79,7 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, 
         _add_community(rows, notes, tools, columns)
         for bench in (first, *others):
             _add_life(rows, bench, [record["aperture signal"] for record in columns[bench.name]])
-        long = long_figures(first, tools)
+        long = long_figures(first, tools, takes)
     put(rows, "cost", "peak memory of this whole run", first.name, peak_memory_mib(), unit="MiB", better="lower")
     people = [first.clips[index].person for index in first.voiced]
     within = np.mean([people[i] == people[j] for i, j in enumerate(exchanged(people))])

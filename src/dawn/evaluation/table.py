@@ -10,9 +10,8 @@ from dawn.evaluation.figures import MEASURES, Record, cell
 Columns = dict[str, list[Record]]
 Rows = dict[str, dict[str, dict[str, Any]]]
 
-NOTE = """±: half of the 95 % interval, bootstrap over clips (bounds in the JSON); in rows of a minute, over the seeds.
+NOTE = """±: half of the 95 % interval, bootstrap over clips (bounds in the JSON); in rows of a minute, over the takes.
 "of real": against the true frames, tracked again. After the unit: what is wanted."""
-LONG_COLUMNS = ("first", "last", "ratio", "lowest", "highest")
 
 
 def table(columns: Columns) -> Rows:
@@ -62,11 +61,12 @@ def _long_lines(long: dict[str, Any] | None, names: int) -> list[str]:
     if long is None:
         return []
     title = f"{long['seconds']} s, last {long['window_seconds']} s against first {long['window_seconds']} s"
-    head = "  ".join(f"{column:>9}" for column in LONG_COLUMNS)
-    lines = ["", title, f"{'':{names}}  {head}   ({long['portraits']} portraits; lowest and highest ratio of one)"]
+    heads = (f"{'first':>9}", f"{'last':>9}", f"{'ratio':>13}")
+    lines = ["", title, f"{'':{names}}  {'  '.join(heads)}   ({long['portraits']} portraits, {long['takes']} takes)"]
     for name, line in long["rows"].items():
-        cells = "  ".join(f"{_number(line[column]):>9}" for column in LONG_COLUMNS)
-        lines.append(f"{name:{names}}  {cells}  {line['unit']}".rstrip())
+        ratio = None if line["ratio"] is None else {"value": line["ratio"], "interval": line["interval"]}
+        cells = (f"{_number(line['first']):>9}", f"{_number(line['last']):>9}", f"{_cell(ratio):>13}")
+        lines.append(f"{name:{names}}  {'  '.join(cells)}  {line['unit']}".rstrip())
     return lines
 
 
@@ -75,7 +75,7 @@ def _cell(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
     value = _number(found["value"])
-    if "interval" not in found:
+    if found.get("interval") is None:
         return value
     low, high = found["interval"]
     digits = len(value.partition(".")[2])
