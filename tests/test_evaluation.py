@@ -21,8 +21,10 @@ from dawn.errors import ConfigError, InputError
 from dawn.evaluation import figures, folders, long, picture, report, spoken
 from dawn.evaluation.community.files import Community
 from dawn.evaluation.intervals import bootstrap_interval
-from dawn.evaluation.material import pick_portraits, read_clips
+from dawn.evaluation.material import Bench, pick_portraits, read_clips
 from dawn.evaluation.table import format_report
+from dawn.models.bundle import Bundle
+from dawn.pipeline import load_bundle
 from dawn.preprocess.clips import save_clip
 from eval_material import FRAMES, BrightnessTracker, clip, prepared, random_tools
 
@@ -195,6 +197,8 @@ def test_silent_material_is_refused(quick: None, tiny_preset: Path, tmp_path: Pa
         (["clips", "--clips", "clips"], ["2 folders"]),
         (["clips", "--generated", "a", "b"], ["leave clips"]),
         (["--generated", "a", "b", "--also", "lite-128"], ["leave clips"]),
+        (["--generated", "a", "b", "--takes", "2"], ["leave clips", "--takes"]),
+        (["--generated", "a", "b", "--size", "256"], ["leave clips", "--size"]),
     ],
 )
 def test_commands_refused(words: list[str], parts: list[str], capfd: pytest.CaptureFixture[str], out: Path) -> None:
@@ -236,9 +240,15 @@ def test_command_passes_the_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(report, "evaluate_preset", stop)
     assert main(["evaluate", "--clips", "d", "--also", "x", "y", "--limit", "3", "--judge", "j",
-                 "--community", "c", "--takes", "5"]) == 2  # fmt: skip
-    options = {"also": ["x", "y"], "limit": 3, "takes": 5, "judge": Path("j"), "community": Path("c")}
+                 "--community", "c", "--takes", "5", "--size", "256"]) == 2  # fmt: skip
+    options = {"also": ["x", "y"], "limit": 3, "size_px": 256, "takes": 5, "judge": Path("j"), "community": Path("c")}
     assert seen == ["lite-128", Path("d"), None, options]
+
+
+@pytest.mark.parametrize("size", [32, 4000])
+def test_presets_are_not_shown_smaller_than_they_draw(size: int, quick: None, clips_folder: Path, tiny_preset: Path) -> None:
+    with pytest.raises(ConfigError, match=f"size {size}: tiny-64 draws 64 px; give 64 to 1280"):
+        report.evaluate_preset(tiny_preset, clips_folder, size_px=size)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -279,3 +289,20 @@ def test_clips_are_read_at_any_size(clips_folder: Path) -> None:
     (first, *_) = read_clips(clips_folder, 256, load_mean_face())
     assert first.frames.shape == (FRAMES, 256, 256, 3) and first.face.crop.shape == (256, 256, 3)
     assert first.stored_px == 64
+
+
+def test_larger_clips_show_their_own_first_frame_moved(clips_folder: Path, tiny_preset: Path) -> None:
+    """As in ``dawn generate --size``: the corners, far from the face, keep the clip's own pixels to the last bit, which
+    an enlarged frame of half the size would not."""
+    bundle = load_bundle(tiny_preset)
+    assert isinstance(bundle, Bundle)
+    made = {}
+    for size in (64, 128):
+        clips = read_clips(clips_folder, size, load_mean_face())
+        with BrightnessTracker() as tracker:
+            bench = Bench("tiny", bundle, tracker, clips, lambda *_: None)  # type: ignore[arg-type]
+            made[size] = bench.draw(clips[0], torch.from_numpy(clips[0].landmarks[:2]))
+    assert made[64].shape == (2, 64, 64, 3) and made[128].shape == (2, 128, 128, 3)
+    photograph = read_clips(clips_folder, 128, load_mean_face())[0].frames[0]
+    kept = (made[128] == photograph).all(-1).all(0)
+    assert kept[0, [0, -1]].all() and kept.mean() < 0.5

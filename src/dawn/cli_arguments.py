@@ -164,6 +164,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generated", type=Path, nargs=2, metavar=("MADE", "REAL"),
                         help="instead of a preset: finished videos or clips against true ones of the same names")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each person, or N videos")
+    parser.add_argument("--size", type=int, metavar="PX",
+                        help="show every preset at this size, as generate --size does (each at its own)")  # fmt: skip
     parser.add_argument("--takes", type=int, default=1, metavar="N",
                         help="takes of a minute on each portrait, to tell a decline from chance (1)")  # fmt: skip
     parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")

@@ -85,10 +85,9 @@ def convert(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     clips = [path for path in (args.clips, args.clips_too) if path]
-    if args.generated and (clips or args.preset or args.also or args.takes != 1):
-        raise ConfigError(
-            f"--generated {args.generated[0]}: measures finished videos; leave clips, --preset, --also and --takes out"
-        )
+    if args.generated and (clips or args.preset or args.also or args.takes != 1 or args.size):
+        what = "clips, --preset, --also, --size and --takes"
+        raise ConfigError(f"--generated {args.generated[0]}: measures finished videos; leave {what} out")
     if not args.generated and len(clips) != 1:
         raise ConfigError(f"{len(clips)} folders of prepared clips: give one, or --generated MADE REAL")
     if args.json:
@@ -105,7 +104,8 @@ def evaluate(args: argparse.Namespace) -> int:
         else:
             preset = args.preset or given.DEFAULT_PRESET
             result = evaluate_preset(preset, clips[0], args.sface, progress, also=args.also, limit=args.limit,
-                                     takes=args.takes, judge=args.judge, community=args.community)  # fmt: skip
+                                     size_px=args.size, takes=args.takes, judge=args.judge,
+                                     community=args.community)  # fmt: skip
     if args.json:
         write_json(args.json, result)
     if not args.quiet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dawn.composite import FullFrame
 from dawn.errors import InputError
 from dawn.generation import picture
 from dawn.models.bundle import Bundle
@@ -33,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class EvalClip:
-    """One prepared clip at the preset's size.
+    """One prepared clip at the size at which a preset is measured.
 
     frames (T, S, S, 3) uint8; landmarks (T, 478, 3) crop units; samples (L,) float32 at 16 kHz, perhaps empty; face:
     the first frame as a portrait; stored_px: side of the frames in the file.
@@ -125,11 +126,29 @@ def scaled(frames: ImageArray, size_px: int) -> ImageArray:
 
 
 @torch.inference_mode()
-def render(bundle: Bundle, face: Face, landmarks: Tensor) -> ImageArray:
-    """Frames (T, S, S, 3) uint8 of a portrait for driving landmarks (T, 478, 3)."""
+def render(bundle: Bundle, face: Face, landmarks: Tensor, full: FullFrame | None = None) -> ImageArray:
+    """Frames (T, S, S, 3) uint8 of a portrait for driving landmarks (T, 478, 3): the networks' own, or what ``full`` makes
+    of them."""
     source = bundle.lfg.encode(picture(face, torch.device("cpu")), torch.from_numpy(face.landmarks)[None])
-    parts = [bundle.lfg.render(source, points) for points in landmarks.split(RENDER_BATCH)]
-    return (torch.cat(parts).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    parts = []
+    for points in landmarks.split(RENDER_BATCH):
+        made = bundle.lfg.redraw(source.expand(len(points)), points)
+        frames = made.frame.clamp(0, 1)
+        if full is None:
+            parts.append((frames * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        else:
+            parts.append(np.stack([full(*pair) for pair in zip(frames, made.flow.grid, strict=True)]))
+    return np.concatenate(parts)
+
+
+def portrait_of(clip: EvalClip, native_px: int) -> tuple[Face, FullFrame | None]:
+    """A clip's first frame as the portrait of a preset that draws ``native_px``, and what puts generated squares back into
+    it where the clip is larger, as ``dawn.pipeline`` does with a photograph."""
+    size = clip.frames.shape[1]
+    if size == native_px:
+        return clip.face, None
+    face = replace(clip.face, crop=scaled(clip.frames[:1], native_px)[0], box=Box(0, 0, size, size))
+    return face, FullFrame(clip.frames[0], face, size)
 
 
 class Tracked(NamedTuple):
@@ -176,7 +195,8 @@ class Bench:
 
     def draw(self, clip: EvalClip, driving: Tensor) -> ImageArray:
         """The clip's first frame with driving landmarks (T, 478, 3) -> frames (T, S, S, 3)."""
-        return render(self.bundle, clip.face, driving)
+        face, full = portrait_of(clip, self.bundle.config.lfg.image_size_px)
+        return render(self.bundle, face, driving, full)
 
     def look(self, clip: EvalClip, frames: ImageArray) -> Shown:
         """Frames and what the tracker sees in them."""

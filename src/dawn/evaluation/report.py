@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dawn.checkpoint import load_mean_face
+from dawn.composite import LIMIT_PX
 from dawn.costs import peak_memory_mib
 from dawn.errors import ConfigError, InputError
 from dawn.evaluation import lips
@@ -46,14 +47,15 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 
 def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, progress: Progress | None = None, *,
-                    also: Sequence[str | Path] = (), limit: int | None = None, takes: int = 1,
+                    also: Sequence[str | Path] = (), limit: int | None = None, size_px: int | None = None, takes: int = 1,
                     judge: Path | None = None, community: Path | None = None) -> dict[str, Any]:  # fmt: skip
     """Measure a preset on a folder of prepared clips (``dawn prepare``), with its controls, and further presets beside it.
 
     sface, judge: weights of the identity measures and of the sync judge, by default where ``tools/fetch_models.py`` puts
     them and the shipped one. progress: called with (stage, done, total). also: more presets, each at its own size. limit:
     only the first so many clips of each person. takes: of the minute that is looked through for decline, on each of its
-    portraits. community: folder with the networks of FID, FVD and LSE.
+    portraits. size_px: show every preset at this size, as ``dawn generate --size`` does, instead of each at its own.
+    community: folder with the networks of FID, FVD and LSE.
 
     Returns plain numbers that can be written as JSON: {"preset", "clips", "people", "frames", "seconds", "size_px",
     "clip_px", "columns": {column: what it is}, "notes": [...], "rows": {group: {measure: {"unit", "better", "values":
@@ -69,7 +71,7 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, 
     bundles = _load_presets([preset, *also])
     report = progress or _quiet
     with FaceTracker() as tracker, torch.inference_mode():
-        first, *others = _benches(bundles, tracker, clips, limit, report)
+        first, *others = _benches(bundles, tracker, clips, limit, size_px, report)
         truths = _truths(first, tools)
         columns = _main_columns(first, truths)
         for bench in others:
@@ -183,12 +185,15 @@ def _load_presets(presets: Sequence[str | Path]) -> dict[str, Bundle]:
     return bundles
 
 
-def _benches(bundles: dict[str, Bundle], tracker: FaceTracker, clips: Path, limit: int | None,
+def _benches(bundles: dict[str, Bundle], tracker: FaceTracker, clips: Path, limit: int | None, size_px: int | None,
              progress: Progress) -> Iterator[Bench]:  # fmt: skip
     """One bench a preset; presets of one size and mean face share their clips."""
     read: list[tuple[int, Tensor, list[EvalClip]]] = []
     for name, bundle in bundles.items():
-        size, mean_face = bundle.config.lfg.image_size_px, bundle.motion.mean_face
+        native, mean_face = bundle.config.lfg.image_size_px, bundle.motion.mean_face
+        size = size_px or native
+        if not native <= size <= LIMIT_PX:
+            raise ConfigError(f"size {size}: {name} draws {native} px; give {native} to {LIMIT_PX}")
         material = next((m for s, face, m in read if s == size and torch.equal(face, mean_face)), None)
         if material is None:
             material = read_clips(clips, size, mean_face, limit)
