@@ -158,6 +158,29 @@ def test_a_preset_shares_parts_with_the_one_beside_it(sharing: Path) -> None:
     assert any(key.startswith("fine.") for key in shared.lfg.state_dict())
 
 
+def test_of_several_runs_the_mean_is_packed(sharing: Path, tmp_path: Path) -> None:
+    config = load_bundle(sharing).config
+    assert isinstance(config, PresetConfig)
+    full = config.model_copy(update={"shares": None})
+    runs = []
+    for seed in (5, 6):
+        generator = random_bundle(full, seed=seed).lfg
+        generator.state_dict()["flow_predictor.hourglass.down_blocks.0.norm.num_batches_tracked"].fill_(seed)
+        save_part(tmp_path / f"run{seed}", "lfg", generator, full.lfg)
+        runs.append((tmp_path / f"run{seed}", generator.state_dict()))
+    pack("mean-128", {"lfg": [folder for folder, _ in runs]}, tmp_path / "mean-128", shares="tiny-64")
+    found = load_bundle(tmp_path / "mean-128").state_dict()
+    (_, first), (_, second) = runs
+    for key, value in first.items():
+        expected = (value + second[key]) / 2 if value.is_floating_point() else value
+        assert torch.allclose(found[f"lfg.{key}"].to(expected.dtype), expected, rtol=2e-3, atol=1e-6), key
+    other = full.lfg.model_copy(update={"eye_suppression": 0.1})
+    save_part(runs[1][0], "lfg", random_bundle(full, seed=6).lfg, other)
+    with pytest.raises(ConfigError, match=r"run6.*lfg.json differs.*run5.*only runs of one network have a mean"):
+        pack("bad", {"lfg": [folder for folder, _ in runs]}, tmp_path / "bad", shares="tiny-64")
+    assert not (tmp_path / "bad").exists()
+
+
 def test_a_shared_part_is_checked_too(sharing: Path) -> None:
     flip_byte(sharing.parent / "tiny-64", "a2v")
     with pytest.raises(CheckpointError, match=r"a2v.safetensors: damaged"):

@@ -95,7 +95,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the preset")
     for part in PACKED_PARTS:
-        parser.add_argument(f"--{part}", type=Path, metavar="DIR", help=f"has {part}.safetensors")
+        parser.add_argument(f"--{part}", type=Path, nargs="+", metavar="DIR",
+                            help=f"has {part}.safetensors; of several their mean")  # fmt: skip
     parser.add_argument("--shares", metavar="PRESET", help="the preset beside OUT that has the parts which are not given")
     parser.add_argument("--size", type=int, help="side of its videos in px: 128, 256, 512 (the generator's own)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")

@@ -35,10 +35,10 @@ class DetailConfig(Strict):
 class FineConfig(Strict):
     """Fine stage: decoded frames at twice the size (``models.fine``)."""
 
-    agreement: float = Field(0.06, gt=0)
+    agreement: float = Field(0.04, gt=0)
     """How unlike the decoded and the moved picture may be (mean difference of colours in [0, 1]) to share fine detail."""
-    gain: float = Field(1.2, ge=0, le=2)
-    """Strength of the portrait's fine detail; above 1 because warping softens it."""
+    gain: float = Field(1.35, ge=0, le=2)
+    """Strength of the portrait's fine detail; above 1 because frames are softer than the portrait where it is not added."""
     painter: DetailConfig | None = DetailConfig(mouth_width=80, eye_width=48)
     """Paint mouth and eyes at the full size too."""
 

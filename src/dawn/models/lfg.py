@@ -203,7 +203,7 @@ class LatentFlowGenerator(nn.Module):
         made = self.decode(source, *self.predict_flow(source, landmarks))
         frame = self.repaint(source, made.frame, landmarks)
         if self.fine:
-            frame = self.fine(frame, warp(source.full, made.flow.grid), landmarks, source.fine_details)
+            frame = self.fine(frame, warp(source.full, made.flow.grid, "bicubic"), landmarks, source.fine_details)
         return made._replace(frame=frame)
 
     def repaint(self, source: Source, frame: Tensor, landmarks: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from dawn.checkpoint import PARTS, assemble, file_sha256, load_mean_face, load_part, read_config, save_part
 from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, SyncJudgeConfig, parse
@@ -118,11 +119,12 @@ def fit_motion_space(clips: ClipStore, out: Path) -> MotionSpace:
     return motion
 
 
-def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] | None = None,
+def pack(name: str, parts: Mapping[str, Path | Sequence[Path]], out: Path, sampler: dict[str, Any] | None = None,
          shares: str | None = None, shown_size_px: int | None = None) -> None:  # fmt: skip
     """Make a preset of trained parts: fp16 weights, configuration, checksums.
 
-    parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only); those that are
+    parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only). Of several
+    folders, runs that went on from the same weights, the mean is taken (Wortsman et al. 2022, "Model soups"). Parts that are
     missing are shared with the preset ``shares`` beside ``out``. shown_size_px: see ``PresetConfig``.
     Raises ConfigError, OutputError, CheckpointError.
     """
@@ -132,7 +134,8 @@ def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] |
     other = _partner(out, shares, missing)
     values = other.model_dump() if other else {}
     kinds: dict[str, type[BaseModel]] = {"lfg": LFGConfig, "a2v": A2VConfig, "pbnet": PBNetConfig, "motion": MotionSpaceConfig}
-    values |= {part: read_config(parts[part] / f"{part}.json", kind) for part, kind in kinds.items() if part in parts}
+    folders = {part: [given] if isinstance(given, Path) else list(given) for part, given in parts.items()}
+    values |= {part: _common_config(folders[part], part, kind) for part, kind in kinds.items() if part in parts}
     values |= {"name": name, "shares": shares, "shown_size_px": shown_size_px, "sha256": {}}
     if sampler is not None:
         values["sampler"] = sampler
@@ -140,10 +143,32 @@ def pack(name: str, parts: dict[str, Path], out: Path, sampler: dict[str, Any] |
     bundle = Bundle(preset)
     networks = {part: getattr(bundle, part) for part in PARTS if part in parts}
     for part, network in networks.items():
-        load_part(parts[part], part, network)
+        _load_mean(folders[part], part, network)
     if out.exists():
         shutil.rmtree(out)
     assemble(preset, networks, out, shared={part: other.sha256[part] for part in missing} if other else None)
+
+
+def _common_config(folders: Sequence[Path], part: str, kind: type[BaseModel]) -> BaseModel:
+    """The configuration that all folders have of a part. Raises ConfigError if they differ."""
+    first, *others = (read_config(folder / f"{part}.json", kind) for folder in folders)
+    for folder, other in zip(folders[1:], others, strict=True):
+        if other != first:
+            raise ConfigError(f"{folder}/{part}.json differs from that in {folders[0]}: only runs of one network have a mean")
+    return first
+
+
+def _load_mean(folders: Sequence[Path], part: str, network: nn.Module) -> None:
+    """Load the mean of a part's weights; counters are those of the first folder."""
+    states = []
+    for folder in folders:
+        load_part(folder, part, network)
+        states.append({key: value.clone() for key, value in network.state_dict().items()})
+    if len(states) > 1:
+        network.load_state_dict({
+            key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+            for key, value in states[0].items()
+        })  # fmt: skip
 
 
 def _partner(out: Path, shares: str | None, missing: list[str]) -> PresetConfig | None:
