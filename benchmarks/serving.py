@@ -1,6 +1,6 @@
 """What a client of ``dawn serve`` waits for, and what the server keeps in memory.
 
-    python benchmarks/serving.py [--preset lite-128] [--seconds 10] [--repeats 3] [--jobs 50]
+    python benchmarks/serving.py [--preset P] [--seconds 10] [--repeats 3] [--jobs 50]
 
 Times of a stream are the server's own, from the end of the upload. Jobs are of 1 s of speech and wait in the queue together.
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from dawn import DEFAULT_PRESET
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = (("first_byte", "first byte"), ("first_picture", "first fragment with pictures"), ("total", "whole video"))
@@ -88,7 +90,7 @@ def measure(client: httpx.Client, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="lite-128")
+    parser.add_argument("--preset", default=DEFAULT_PRESET)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=50)

@@ -212,13 +212,16 @@ def test_video_of_full_frames(tiny_model: Dawn, portrait_path: Path, speech: Say
 def test_faces_at_the_border_stay_in_the_middle_of_what_the_network_sees(
     tiny_model: Dawn, speech: Callable, portrait_path: Path
 ) -> None:
-    """Only where the padding would be shown, in the network's own frames, is its square moved into the picture."""
+    """Only where the padding would be shown, in frames of a face without its photograph, is its square moved into it."""
     image = np.asarray(Image.open(portrait_path).convert("RGB"))[:, 165:]
     plain, large, full = (
         tiny_model(image, speech(1), **options) for options in ({}, {"size": 256}, {"frame": "full"})  # type: ignore[arg-type]
     )
-    assert plain.face.box.x0 == 0 and large.face.box.x0 == full.face.box.x0 < -10
-    assert plain.face.box.width == pytest.approx(large.face.box.width)
+    moved = tiny_model.prepare(image).box
+    assert moved.x0 == 0 and moved.width == pytest.approx(large.face.box.width)
+    assert plain.face.box.x0 == large.face.box.x0 == full.face.box.x0 < -10
+    assert plain.full is not None and stacked(plain).shape == (1, 64, 64, 3)
+    assert tiny_model(portrait_path, speech(1)).full is None, "a face in the middle of its picture needs no other way"
     assert large.full is not None and large.full.box.x0 == pytest.approx(large.face.box.x0 * 256 / large.face.box.width)
     assert stacked(large).shape == (1, 256, 256, 3) and stacked(full).shape[:3] == (1, 512, 346)
 

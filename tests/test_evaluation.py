@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from conftest import refused
+from dawn import DEFAULT_PRESET
 from dawn.checkpoint import load_mean_face
 from dawn.cli import main
 from dawn.errors import ConfigError, InputError
@@ -242,7 +243,7 @@ def test_command_passes_the_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["evaluate", "--clips", "d", "--also", "x", "y", "--limit", "3", "--judge", "j",
                  "--community", "c", "--takes", "5", "--size", "256"]) == 2  # fmt: skip
     options = {"also": ["x", "y"], "limit": 3, "size_px": 256, "takes": 5, "judge": Path("j"), "community": Path("c")}
-    assert seen == ["lite-128", Path("d"), None, options]
+    assert seen == [DEFAULT_PRESET, Path("d"), None, options]
 
 
 @pytest.mark.parametrize("size", [32, 4000])

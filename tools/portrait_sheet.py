@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dawn import media
-from dawn.cli_arguments import DEFAULT_PRESET, Parser
+from dawn import DEFAULT_PRESET, media
+from dawn.cli_arguments import Parser
 from dawn.errors import ConfigError, DawnError, InputError
 from dawn.media.files import replacing
 from dawn.models.face_geometry import lip_aperture

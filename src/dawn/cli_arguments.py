@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
+from dawn import DEFAULT_PRESET
+
 PACKED_PARTS = ("lfg", "a2v", "pbnet", "motion", "audio")
 TRAINED_PARTS = ("lfg", "detail", "fine", "a2v", "pbnet", "sync", "paper-lfg", "paper-a2v", "paper-pose", "paper-blink")
-DEFAULT_PRESET = "lite-128"
 DEFAULT_CLIP_SIZE_PX = 192
 
 

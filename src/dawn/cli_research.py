@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from typing import Any
 
+from dawn import DEFAULT_PRESET
 from dawn import cli_arguments as given
 from dawn.cli_shared import JSON, bar, check_output
 from dawn.errors import ConfigError, InputError
@@ -102,7 +103,7 @@ def evaluate(args: argparse.Namespace) -> int:
             result = evaluate_folders(made, real, args.sface, progress, limit=args.limit, judge=args.judge,
                                       community=args.community)  # fmt: skip
         else:
-            preset = args.preset or given.DEFAULT_PRESET
+            preset = args.preset or DEFAULT_PRESET
             result = evaluate_preset(preset, clips[0], args.sface, progress, also=args.also, limit=args.limit,
                                      size_px=args.size, takes=args.takes, judge=args.judge,
                                      community=args.community)  # fmt: skip

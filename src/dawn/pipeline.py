@@ -1,6 +1,6 @@
 """The product: portrait + speech → video.
 
-    dawn = Dawn.from_pretrained("lite-128")
+    dawn = Dawn.from_pretrained()
     dawn("portrait.png", "speech.wav", seed=1).save("out.mp4")
 """
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dawn import __version__, media
+from dawn import DEFAULT_PRESET, __version__, media
 from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, part_path, read_preset, read_weights
 from dawn.composite import LIMIT_PX, FullFrame
 from dawn.config import PaperPresetConfig, PresetConfig, parse
@@ -28,7 +28,7 @@ from dawn.models.motion_space import MotionSpace
 from dawn.models.tone import tone_of, toned
 from dawn.paper_generation import PaperEngine
 from dawn.parallel import cpu_workers, in_order
-from dawn.preprocess.crop import cut, moved_into
+from dawn.preprocess.crop import cut, moved_into, off_centre
 from dawn.preprocess.driving import driving_sound, track_landmarks
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
@@ -166,7 +166,7 @@ class Dawn:
         self.device = device
 
     @classmethod
-    def from_pretrained(cls, preset: PathLike = "lite-128", device: str = "auto") -> Dawn:
+    def from_pretrained(cls, preset: PathLike = DEFAULT_PRESET, device: str = "auto") -> Dawn:
         """Load a shipped preset by name, or a preset's folder.
 
         Raises ConfigError (unknown preset, device) or CheckpointError (weights missing, damaged or foreign).
@@ -254,14 +254,16 @@ class Dawn:
     def _placed(self, portrait: PathLike | ImageArray | Face, face: int | str | None, frame: str,
                 size_px: int) -> tuple[Face, FullFrame | None]:  # fmt: skip
         """``prepare``, and what puts the face back into its photograph, or into the photograph's square, if that is larger
-        than the model's."""
+        than the model's or had to be moved: the network sees every face in the middle."""
         native = self.config.lfg.image_size_px
         if isinstance(portrait, Face):
             if frame == "full" or size_px > native or portrait.crop.shape[0] != native:
                 raise ConfigError(f"a prepared face serves for squares of its own preset, up to {native} px: give the picture")
             return portrait, None
         if frame == "crop" and size_px <= native:
-            return self.prepare(portrait, face), None
+            prepared = self.prepare(portrait, face)
+            if size_px < native or not off_centre(prepared):
+                return prepared, None
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
         prepared = self.prepare(image, face, moved=False)
         if frame == "full":

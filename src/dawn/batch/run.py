@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from dawn import DEFAULT_PRESET
 from dawn.batch.cluster import made_on_ray
 from dawn.batch.jobs import Job, digest, read_jobs
 from dawn.batch.journal import Journal, Result
@@ -13,7 +14,7 @@ from dawn.batch.work import make
 from dawn.pipeline import Progress, pick_device
 
 
-def run_batch(table: Path, out: Path, preset: str = "lite-128", device: str = "auto", retry_failed: bool = False,
+def run_batch(table: Path, out: Path, preset: str = DEFAULT_PRESET, device: str = "auto", retry_failed: bool = False,
               ray_address: str | None = None, progress: Progress | None = None) -> list[Result]:  # fmt: skip
     """Make every row's video that is missing or changed; one result a row, in the order of the CSV.
 

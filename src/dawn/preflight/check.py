@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dawn import media
+from dawn import DEFAULT_PRESET, media
 from dawn.checkpoint import find_preset, load_mean_face, read_preset
 from dawn.errors import InputError
 from dawn.media.files import FilePath
@@ -15,7 +15,7 @@ from dawn.preprocess.portrait import MAX_FACES
 from dawn.preprocess.tracker import FaceTracker
 
 
-def check(portrait: FilePath, speech: FilePath | None = None, preset: FilePath = "lite-128", face: int | str | None = None,
+def check(portrait: FilePath, speech: FilePath | None = None, preset: FilePath = DEFAULT_PRESET, face: int | str | None = None,
           allow_silence: bool = False) -> list[Section]:  # fmt: skip
     """Findings on a portrait and, if given, a recording, for a preset's size of picture.
 

@@ -21,6 +21,8 @@ Float64Array = NDArray[np.float64]
 
 WARN_YAW_DEG, WARN_PITCH_DEG, WARN_ROLL_DEG = 20.0, 25.0, 20.0
 """Of 250 training frames 99 % lie within 12, 17 and 10 degrees; beyond these the models have seen almost nothing."""
+MAX_ENLARGEMENT = 1.5
+"""A little enlarged is a little soft, no more."""
 MAX_OUTSIDE_SHARE = 0.1
 """Parts of the square outside the picture are filled with its border; the clips had none."""
 BLUR_RADIUS_PX = 1.0
@@ -129,7 +131,7 @@ def examine_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
     except ExtremePoseError as error:
         return [*findings, Finding("pose", None, "degrees", "error", str(error))]
     square_px = face.box.width
-    findings.append(judged("face_height", found.box.height, "px", square_px < size_px,
+    findings.append(judged("face_height", found.box.height, "px", square_px * MAX_ENLARGEMENT < size_px,
                            f"the square around the face is {square_px:.0f} px and is enlarged to {size_px}: use a larger "
                            "picture, or a preset of fewer pixels"))
     outside = outside_share(face.box, image.shape[1], image.shape[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from dawn.structs import Box, FloatArray, ImageArray, TrackedFace
+from dawn.structs import Box, Face, FloatArray, ImageArray, TrackedFace
 
 # Measured on the training clips (HDTF-like framing): the square is 1.71 mesh heights wide, and the middle of the mesh's
 # bounding box lies half way across and 0.554 down.
@@ -13,6 +13,8 @@ CROP_FACE_HEIGHTS = 1.71
 CROP_CENTER_Y = 0.554
 # A head that looks down or to the side has a shorter mesh; its width then says how large it is.
 MESH_HEIGHT_PER_WIDTH = 1.12
+OFF_CENTRE = 0.08
+"""Crop units, of which the square is 2 wide."""
 
 
 def crop_box(face: TrackedFace, width: int, height: int, inside: bool = False, moved: bool = True) -> Box:
@@ -37,6 +39,13 @@ def moved_into(square: Box, width: int, height: int) -> Box:
     side = square.width
     x0, y0 = _into(square.x0, side, width), _into(square.y0, side, height)
     return Box(x0, y0, x0 + side, y0 + side)
+
+
+def off_centre(face: Face) -> bool:
+    """Was the square of a prepared face moved into its picture, by more than the face finder's own uncertainty?"""
+    points = face.landmarks[:, :2]
+    middle = (points.min(0) + points.max(0)) / 2
+    return bool(np.abs(middle - (0, 2 * CROP_CENTER_Y - 1)).max() > OFF_CENTRE)
 
 
 def _into(start: float, side: float, limit: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from dawn import DEFAULT_PRESET
 from dawn.config import Strict
 from dawn.errors import ConfigError
 from dawn.loopback import is_loopback
@@ -24,7 +25,7 @@ class ServeSettings(Strict):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     """0 takes any free one."""
-    preset: str = "lite-128"
+    preset: str = DEFAULT_PRESET
     device: str = "auto"
     data: Path | None = None
     """Folder of jobs and their files; by default one that the user's programs keep their state in."""

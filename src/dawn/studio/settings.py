@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from dawn import DEFAULT_PRESET
 from dawn.config import Strict
 from dawn.errors import ConfigError
 from dawn.loopback import is_loopback
@@ -21,7 +22,7 @@ class StudioSettings(Strict):
     host: str = "127.0.0.1"
     port: int = Field(7860, ge=0, le=65535)
     """0 takes a free one."""
-    preset: str = "lite-128"
+    preset: str = DEFAULT_PRESET
     device: str = "auto"
     auth: str | None = Field(None, repr=False)
     """"user:password"."""
