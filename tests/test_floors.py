@@ -23,6 +23,8 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS_ALLOWED = {("evaluation", "pipeline")}
 """Rooms on one floor do not know each other, but the measures may use the product. The nouns of floor 0 may too."""
+OWN_NAMES = ("__version__", "DEFAULT_PRESET")
+"""Of the package itself, not of a room."""
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 SOURCES = sorted(ROOT.rglob("*.py"))
@@ -46,7 +48,7 @@ def imported_rooms(tree: ast.AST) -> Iterator[str]:
             continue
         for name in names:
             parts = name.split(".")
-            if parts[0] == "dawn" and len(parts) > 1 and parts[1] != "__version__":
+            if parts[0] == "dawn" and len(parts) > 1 and parts[1] not in OWN_NAMES:
                 yield parts[1]
 
 
