@@ -147,7 +147,7 @@ def portrait_of(clip: EvalClip, native_px: int) -> tuple[Face, FullFrame | None]
     size = clip.frames.shape[1]
     if size == native_px:
         return clip.face, None
-    face = replace(clip.face, crop=scaled(clip.frames[:1], native_px)[0], box=Box(0, 0, size, size))
+    face = replace(clip.face, crop=scaled(clip.frames[:1], native_px)[0])
     return face, FullFrame(clip.frames[0], face, size)
 
 
