@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+EMPHASIS = 0.5
+"""Chosen on the validation clips' portraits: sharpness and PSNR as by bicubic sampling."""
+
 
 class SameBlock(nn.Module):
     """Convolution, batch norm, ReLU at one resolution. (B, in, H, W) -> (B, out, H, W)."""
@@ -142,14 +145,28 @@ def identity_grid(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack((xs.expand(height, width), ys[:, None].expand(height, width)), -1)
 
 
-def warp(x: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
-    """Sample x (B, C, H, W) at an absolute flow (B, h, w, 2), resized to (H, W) first if need be; borders repeat.
+def warp(x: Tensor, flow: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Sample x (B, C, H, W) at an absolute flow (B, h, w, 2), resized to ``size`` (H, W if not given) if need be.
 
-    mode: "bicubic" keeps what "bilinear" blurs, in twice to three times its time.
+    Returns (B, C, *size); borders repeat.
     """
-    if flow.shape[1:3] != x.shape[2:]:
-        flow = resize(flow.permute(0, 3, 1, 2), x.shape[2], x.shape[3]).permute(0, 2, 3, 1)
-    return F.grid_sample(x, flow.to(x.dtype), mode=mode, padding_mode="border", align_corners=False)
+    size = size or (x.shape[2], x.shape[3])
+    if flow.shape[1:3] != size:
+        flow = resize(flow.permute(0, 3, 1, 2), *size).permute(0, 2, 3, 1)
+    return F.grid_sample(x, flow.to(x.dtype), padding_mode="border", align_corners=False)
+
+
+def finer(x: Tensor) -> Tensor:
+    """x (B, C, H, W) on twice as fine a grid, (B, C, 2H, 2W), for ``warp`` to keep the detail that it otherwise blurs.
+
+    Doubled bicubically, and emphasised by what linear interpolation between its pixels takes on average. Made once, it gives
+    bicubic sampling's sharpness in a fraction of its time.
+    """
+    doubled = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=False)
+    row = doubled.new_tensor([0.25, 0.5, 0.25])
+    blur = (row[:, None] * row).expand(x.shape[1], 1, 3, 3)
+    blurred = F.conv2d(F.pad(doubled, (1, 1, 1, 1), mode="replicate"), blur, groups=x.shape[1])
+    return doubled + EMPHASIS * (doubled - blurred)
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dawn.config import LFGConfig
-from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, warp
+from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, finer, resize, warp
 from dawn.models.detail import DetailPainter
 from dawn.models.fine import FineStage
 from dawn.models.regions import (
@@ -32,9 +32,9 @@ from dawn.models.regions import (
 
 
 class Source(NamedTuple):
-    """What is computed once for a portrait. full: the picture as given, image: at the size that is decoded, (B, 3, H, W);
-    features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4); heat (B, K, h, w) of the regions; details, fine_details: of
-    mouth and eyes at both sizes."""
+    """What is computed once for a portrait. full: the picture as given, for a fine stage made ``finer``; image: at the size
+    that is decoded, (B, 3, H, W); features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4); heat (B, K, h, w) of the
+    regions; details, fine_details: of mouth and eyes at both sizes."""
 
     full: Tensor
     image: Tensor
@@ -131,6 +131,7 @@ class LatentFlowGenerator(nn.Module):
         fine_details = self.fine.look(full, landmarks) if self.fine else ()
         regions = self.region_provider.state(landmarks)
         heat = self.region_provider.heat(regions, self.config.flow_cells)
+        full = finer(full) if self.fine else full
         return Source(full, image, (fine, middle, coarse), regions, heat, contours, details, fine_details)
 
     def predict_flow(self, source: Source, landmarks: Tensor) -> tuple[Flow, Tensor]:
@@ -203,7 +204,8 @@ class LatentFlowGenerator(nn.Module):
         made = self.decode(source, *self.predict_flow(source, landmarks))
         frame = self.repaint(source, made.frame, landmarks)
         if self.fine:
-            frame = self.fine(frame, warp(source.full, made.flow.grid, "bicubic"), landmarks, source.fine_details)
+            moved = warp(source.full, made.flow.grid, (2 * frame.shape[2], 2 * frame.shape[3]))
+            frame = self.fine(frame, moved, landmarks, source.fine_details)
         return made._replace(frame=frame)
 
     def repaint(self, source: Source, frame: Tensor, landmarks: Tensor) -> Tensor:
