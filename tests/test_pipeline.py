@@ -175,6 +175,15 @@ def test_again_is_another_motion_of_the_same_portrait_and_sound(
         first.again(steps=0)
 
 
+def test_features_of_long_speech_are_not_kept(tiny_model: Dawn, speech: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dawn.pipeline, "KEPT_FEATURES", 9)
+    sound = speech(10)
+    first, fresh = (tiny_model("x.png", sound, seed=seed, steps=2) for seed in (1, 5))
+    again = first.again(seed=5)
+    assert first._features is None and again._features is None
+    assert (again.motion.expression == fresh.motion.expression).all()
+
+
 def test_showing_another_motion(tiny_model: Dawn, speech: Say) -> None:
     video, other = (tiny_model("x.png", speech(12), seed=seed) for seed in (1, 2))
     shown = video.showing(other.motion)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -124,3 +126,21 @@ def test_what_cannot_be_done_is_said_in_one_line(tool: ModuleType, tiny_preset: 
         tool.main([])
     assert usage.value.code == 2 and capfd.readouterr().err.count("\n") == 1
     assert not list(out.iterdir())
+
+
+def test_the_first_use_of_the_tracker_keeps_nothing_of_its_callers() -> None:
+    """MediaPipe keeps an error from its import, and an error the stack it came from (on a machine without PortAudio)."""
+    code = """
+import gc, weakref
+from dawn.preprocess.tracker import FaceTracker
+class Recording: pass
+def call():
+    recording = Recording()
+    FaceTracker().close()
+    return weakref.ref(recording)
+left = call()
+gc.collect()
+assert left() is None, "a caller's variable is still alive"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -43,6 +43,8 @@ FULL_SIZES_PX = (256, 2560)
 PathLike = str | Path
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)."""
+KEPT_FEATURES = 1500
+"""Frames (a minute's) whose audio features a video keeps for ``again``, 4.6 MB; of longer speech they are computed anew."""
 PREPARING = ("audio in", "track", "audio features")
 """Stages of ``Stopwatch`` whose results several videos can share."""
 
@@ -77,7 +79,8 @@ class Video:
                  options: GenerateOptions | None = None, features: Tensor | None = None) -> None:  # fmt: skip
         self.face, self.motion, self.speech, self.size_px, self.watch = face, motion, speech, size_px, watch
         self._model, self._progress, self.full = model, progress, full
-        self.options, self._features = options, features
+        self.options = options
+        self._features = features if features is not None and len(features) <= KEPT_FEATURES else None
         self.height, self.width = (size_px, size_px) if full is None else (full.height, full.width)
 
     def __len__(self) -> int:
@@ -111,10 +114,10 @@ class Video:
             raise ConfigError("this motion is another video's, not generated: make a video from a portrait and speech")
         chosen = parse(GenerateOptions, self.options.model_dump() | options, "options")
         watch = self._prepared()
-        samples, self._features = self._model.heard(self.speech, watch, self._features)
-        motion = self._model.generate(self._features, samples, self.face, chosen, watch, self._progress)
+        samples, features = self._model.heard(self.speech, watch, self._features)
+        motion = self._model.generate(features, samples, self.face, chosen, watch, self._progress)
         return Video(self._model, self.face, motion, self.speech, self.size_px, watch, self._progress, self.full,
-                     chosen, self._features)  # fmt: skip
+                     chosen, features)  # fmt: skip
 
     def showing(self, motion: Motion) -> Video:
         """The same portrait and speech with this motion. Raises MotionError for another length or motion space."""

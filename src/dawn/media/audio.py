@@ -194,11 +194,10 @@ def _collect(clock: _Clock, name: str, max_duration_s: float, allow_silence: boo
     if peak < SILENCE_PEAK and not allow_silence:
         level = f"{20 * np.log10(peak):.0f} dBFS" if peak > 0 else "digital silence"
         raise AudioError(f"{name} is silent throughout ({level}): record it again, or allow silence (--allow-silence)")
-    samples = np.concatenate(blocks)
     # The resampler's tail may be a few samples longer or shorter than the sound.
     wanted = round(clock.seconds * SPEECH_RATE_HZ)
-    samples = np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
-    return Speech(samples=samples, duration_s=float(clock.seconds), path=path)
+    blocks.append(np.zeros(max(0, wanted - sum(map(len, blocks))), np.float32))
+    return Speech(samples=np.concatenate(blocks)[:wanted], duration_s=float(clock.seconds), path=path)
 
 
 def _too_long(name: str, max_duration_s: float) -> AudioError:

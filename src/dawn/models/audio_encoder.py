@@ -216,18 +216,14 @@ class WhisperAudioEncoder(nn.Module):
         Raises AudioError when there is nothing to encode or the samples are not finite.
         """
         _check_speech(samples, frame_count)
-        length = frame_count * FRAME_SAMPLES
-        sound = samples[:length].float()
-        sound = F.pad(sound, (0, length - sound.shape[0]))[None]
-        sound = F.pad(sound, (EDGE_SAMPLES, EDGE_SAMPLES), mode="reflect")
-        peak = self._recording_peak(sound, frame_count) if self.config.peak is None else self.config.peak
+        peak = self._recording_peak(samples, frame_count) if self.config.peak is None else self.config.peak
 
         width = self.config.width * len(self.config.layers_used)
-        output = sound.new_empty(VECTORS_PER_FRAME * frame_count, width)
+        output = torch.empty(VECTORS_PER_FRAME * frame_count, width, device=samples.device)
         fade = VECTORS_PER_FRAME * self.config.overlap_frames
-        ramp = ((torch.arange(fade, dtype=sound.dtype, device=sound.device) + 0.5) / max(fade, 1))[:, None]
+        ramp = ((torch.arange(fade, device=samples.device) + 0.5) / max(fade, 1))[:, None]
         for start, stop in self._windows(frame_count):
-            mel = log_mel(_cut(sound, start, stop), peak, edges=True)
+            mel = log_mel(_cut(samples, frame_count, start, stop), peak, edges=True)
             vectors = self.encoder(mel.to(self.encoder.conv1.weight.dtype), self.config.layers_used)[0].float()
             first, last = VECTORS_PER_FRAME * start, VECTORS_PER_FRAME * stop
             if start:
@@ -242,14 +238,21 @@ class WhisperAudioEncoder(nn.Module):
         for start in range(0, max(frame_count - overlap, 1), size - overlap):
             yield start, min(start + size, frame_count)
 
-    def _recording_peak(self, sound: Tensor, frame_count: int) -> Tensor:
-        peaks = [_log_power(_cut(sound, start, stop)).amax() for start, stop in self._windows(frame_count)]
+    def _recording_peak(self, samples: Tensor, frame_count: int) -> Tensor:
+        peaks = [_log_power(_cut(samples, frame_count, start, stop)).amax() for start, stop in self._windows(frame_count)]
         return torch.stack(peaks).amax()
 
 
-def _cut(sound: Tensor, start: int, stop: int) -> Tensor:
-    """Frames [start, stop) of a recording that carries its edges, again with edges: (1, 200 + n x 640 + 200)."""
-    return sound[:, start * FRAME_SAMPLES : stop * FRAME_SAMPLES + 2 * EDGE_SAMPLES]
+def _cut(samples: Tensor, frame_count: int, start: int, stop: int) -> Tensor:
+    """Frames [start, stop) of a recording of ``frame_count`` frames with edges, (1, 200 + n x 640 + 200).
+
+    Edges are the sound beside them, and its mirror image at the recording's ends; no more than these frames is copied.
+    """
+    left, right = EDGE_SAMPLES * (start == 0), EDGE_SAMPLES * (stop == frame_count)
+    first, last = start * FRAME_SAMPLES - EDGE_SAMPLES + left, stop * FRAME_SAMPLES + EDGE_SAMPLES - right
+    heard = samples[first:last].float()
+    heard = F.pad(heard, (0, last - first - heard.shape[0]))[None]
+    return F.pad(heard, (left, right), mode="reflect")
 
 
 def _check_speech(samples: Tensor, frame_count: int) -> None:
@@ -257,7 +260,8 @@ def _check_speech(samples: Tensor, frame_count: int) -> None:
         raise AudioError(f"speech of shape {tuple(samples.shape)}: give one channel with at least one sample")
     if frame_count < 1:
         raise AudioError(f"{frame_count} frames of speech: ask for at least one")
-    if not bool(torch.isfinite(samples).all()):
+    # No copy, however long the sound is; NaN carries through.
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(samples))).all()):
         raise AudioError("the speech holds values that are not finite: decode the file again")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.resources import files
 from types import TracebackType
 from typing import Any
@@ -24,6 +26,16 @@ def _landmarker_model() -> bytes:
     if hashlib.sha256(data).hexdigest() != LANDMARKER_SHA256:
         raise CheckpointError("assets/face_landmarker.task is damaged (its sha256 differs): reinstall the package")
     return data
+
+
+def _mediapipe() -> Any:
+    """The package, imported late: other commands need not pay for loading the native library.
+
+    In a thread of its own, because one of its modules keeps an error that it met at import (a machine without PortAudio),
+    and with the error the stack it came from: all variables of our callers, a recording's features among them, for good.
+    """
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(import_module, "mediapipe").result()
 
 
 @contextmanager
@@ -52,8 +64,7 @@ class FaceTracker:
     """
 
     def __init__(self, max_faces: int = 1, min_confidence: float = 0.5) -> None:
-        import mediapipe as mp  # late: other commands need not pay for loading the native library
-
+        mp = _mediapipe()
         vision = mp.tasks.vision
         options = vision.FaceLandmarkerOptions(
             base_options=mp.tasks.BaseOptions(model_asset_buffer=_landmarker_model()),
