@@ -116,7 +116,7 @@ def test_upload_that_breaks_off_leaves_nothing(server: Server) -> None:
         connection.sendall(BEGUN)
         wait_for(lambda: list((server.settings.folder / "incoming").iterdir()))
     wait_for(lambda: not list((server.settings.folder / "incoming").iterdir()))
-    assert server.service._reserved == 0
+    wait_for(lambda: server.service._reserved == 0)
 
 
 def test_foreign_pages_are_refused_without_a_token(server: Server) -> None:
