@@ -204,7 +204,8 @@ class LatentFlowGenerator(nn.Module):
         made = self.decode(source, *self.predict_flow(source, landmarks))
         frame = self.repaint(source, made.frame, landmarks)
         if self.fine:
-            moved = warp(source.full, made.flow.grid, (2 * frame.shape[2], 2 * frame.shape[3]))
+            size = self.config.image_size_px
+            moved = warp(source.full, made.flow.grid, (size, size))
             frame = self.fine(frame, moved, landmarks, source.fine_details)
         return made._replace(frame=frame)
 
