@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dawn.checkpoint import load_mean_face
-from dawn.evaluation.lips import correlation, correlation_sums
-from dawn.pipeline import load_bundle
+from dawn.engines.engine import load_bundle
+from dawn.measures.lips import correlation, correlation_sums
+from dawn.research.training.data import ClipStore
+from dawn.research.training.motion_data import MotionStore
 from dawn.structs import FPS
-from dawn.training.data import ClipStore
-from dawn.training.motion_data import MotionStore
 
 WINDOW, BATCH, WIDTH = 30, 48, 160
 SPREAD = 0.03

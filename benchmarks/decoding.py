@@ -10,9 +10,9 @@ import time
 
 import torch
 
+from dawn.engines.engine import load_bundle
 from dawn.models.blocks import fold_for_inference
-from dawn.models.lfg import LatentFlowGenerator
-from dawn.pipeline import load_bundle
+from dawn.models.lite.lfg import LatentFlowGenerator
 
 
 @torch.inference_mode()

@@ -16,13 +16,16 @@ import numpy as np
 import torch
 
 from dawn import media
-from dawn.costs import Stopwatch
-from dawn.evaluation.intervals import bootstrap_interval
-from dawn.evaluation.long import LONG_S, WINDOW_S, last_over_first
-from dawn.generation import GenerateOptions, first_state, generate_head, shape_head
-from dawn.models.bundle import Bundle
-from dawn.models.face_geometry import eye_aspect_ratio
+from dawn.engines.lite import generate_head
+from dawn.engines.rules import shape_head
+from dawn.face.geometry import eye_aspect_ratio
+from dawn.measures.intervals import bootstrap_interval
+from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.pbnet import first_state
+from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn
+from dawn.progress import Stopwatch
+from dawn.research.evaluation.minute import LONG_S, WINDOW_S, last_over_first
 from dawn.structs import FPS, POSE_SIZE, SPEECH_RATE_HZ, Speech
 
 WINDOWS, WINDOW_FRAMES = LONG_S // WINDOW_S, WINDOW_S * FPS

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dawn.evaluation import lips, picture
-from dawn.evaluation.material import Bench, read_clips
-from dawn.evaluation.spoken import motion_in_true_pose, show_in_true_pose
-from dawn.models.bundle import Bundle
+from dawn.measures import lips, picture
+from dawn.models.lite.bundle import Bundle
 from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
+from dawn.research.evaluation.bench import Bench, read_clips
+from dawn.research.evaluation.spoken import motion_in_true_pose, show_in_true_pose
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ import torch
 from paper_model import peak_mb
 
 from dawn.config import PaperLFGConfig, PaperPresetConfig, UNetConfig
-from dawn.evaluation.material import face_of
-from dawn.generation import GenerateOptions
-from dawn.models.bundle import PaperBundle
-from dawn.paper_generation import PaperEngine
+from dawn.engines.paper import PaperEngine
+from dawn.models.paper.bundle import PaperBundle
+from dawn.options import GenerateOptions
+from dawn.research.evaluation.bench import face_of
 
 BATCH = 4
 

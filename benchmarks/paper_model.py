@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dawn.config import PaperLFGConfig, UNetConfig
-from dawn.models.a2v_unet import A2VUNet
-from dawn.models.paper_lfg import PaperLFG
+from dawn.models.paper.a2v import A2VUNet
+from dawn.models.paper.lfg import PaperLFG
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PATHS = ("quick", "plain")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dawn.models.a2v_unet import A2VUNet, Level, TemporalAttention
-from dawn.models.unet_blocks import ConditionGate, ResBlock, SpatialAttention, SpatialLinearAttention
+from dawn.models.paper.a2v import A2VUNet, Level, TemporalAttention
+from dawn.models.paper.a2v_blocks import ConditionGate, ResBlock, SpatialAttention, SpatialLinearAttention
 
 MASKED = -1e8
 

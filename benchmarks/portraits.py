@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dawn import media
-from dawn.evaluation.lips import lip_aperture
-from dawn.evaluation.material import track
+from dawn.measures.lips import lip_aperture
 from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
+from dawn.research.evaluation.bench import track
 from dawn.structs import FPS, SPEECH_RATE_HZ, Speech
 
 START_S, LENGTH_S = 2.0, 3.0

@@ -98,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = {"port": 0, "preset": args.preset, "data": Path(folder) / "data", "max-queue": args.jobs + 1}
         start = time.perf_counter()
-        command = [sys.executable, "-m", "dawn.cli", "serve", *(f"--{name}={value}" for name, value in options.items())]
+        command = [sys.executable, "-m", "dawn.apps.cli.main", "serve", *(f"--{name}={value}" for name, value in options.items())]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             try:
                 assert server.stdout is not None

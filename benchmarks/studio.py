@@ -44,7 +44,7 @@ def speech_of(seconds: float, path: Path) -> Path:
 def run(browser: Any, speech: Path, size: int) -> list[float]:
     """Seconds of every stage."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "dawn.cli", "studio", "--port", "0"]
+    command = [sys.executable, "-m", "dawn.apps.cli.main", "studio", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

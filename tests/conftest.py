@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dawn
+from dawn.apps.cli.main import main
 from dawn.checkpoint import PARTS, assemble
-from dawn.cli import main
 from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig
-from dawn.models.bundle import Bundle
+from dawn.models.lite.bundle import Bundle
 from dawn.pipeline import Dawn
 from dawn.structs import Face, ImageArray, Speech
 

@@ -7,11 +7,11 @@ import torch
 
 from dawn.checkpoint import load_mean_face
 from dawn.config import SyncJudgeConfig
-from dawn.evaluation.figures import Tools
-from dawn.evaluation.material import EvalClip, clip_of
-from dawn.models.face_features import SFace
-from dawn.models.sync_judge import SyncJudge
+from dawn.models.judges.sface import SFace
+from dawn.models.judges.sync import SyncJudge
 from dawn.preprocess.clips import PreparedClip
+from dawn.research.evaluation.bench import EvalClip, clip_of
+from dawn.research.evaluation.figures import Tools
 from dawn.structs import FloatArray, ImageArray, TrackedFace
 
 FRAMES = 16

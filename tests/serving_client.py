@@ -1,4 +1,4 @@
-"""The HTTP service in a thread, and a real client of it: what the tests of ``dawn.serving`` share."""
+"""The HTTP service in a thread, and a real client of it: what the tests of ``dawn.apps.serving`` share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import numpy as np
 import uvicorn
 
 from conftest import EXAMPLES, example_sound, write_wav
-from dawn.serving.app import create_app
-from dawn.serving.service import Service
-from dawn.serving.settings import ServeSettings
+from dawn.apps.serving.app import create_app
+from dawn.apps.serving.service import Service
+from dawn.apps.serving.settings import ServeSettings
 
 PATIENCE_S = 120.0
 """For anything that another busy process may slow down."""

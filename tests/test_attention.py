@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dawn import generation
 from dawn.config import A2VConfig, PBNetConfig, SamplerConfig
-from dawn.generation import chunks, generate_expression, generate_head
-from dawn.models.a2v_transformer import A2VTransformer
-from dawn.models.attention import LocalSelfAttention, band_mask, local_attention, rotary
-from dawn.models.pbnet import PBNet, smooth_noise, smoothing_reach
+from dawn.engines import lite as generation
+from dawn.engines.lite import generate_expression, generate_head
+from dawn.models.attention import LocalSelfAttention, band_mask, chunks, local_attention, rotary
+from dawn.models.lite.a2v import A2VTransformer
+from dawn.models.lite.pbnet import PBNet, smooth_noise, smoothing_reach
 
 A2V = A2VConfig(audio_size=12, motion_size=6, source_size=8, width=16, layers=2, heads=2, window_frames=3)
 PB = PBNetConfig(audio_size=12, width=16, layers=2, heads=2, latent_size=3, window_frames=4,

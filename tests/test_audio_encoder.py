@@ -21,15 +21,11 @@ import dawn
 from conftest import save_hubert
 from dawn.config import AudioConfig, parse
 from dawn.errors import AudioError, CheckpointError, ConfigError
-from dawn.models import audio_encoder
-from dawn.models.audio_encoder import (
-    FRAME_SAMPLES,
-    HubertAudioEncoder,
-    WhisperAudioEncoder,
-    WhisperEncoder,
-    load_hubert,
-    log_mel,
-)
+from dawn.models.audio import features as audio_encoder
+from dawn.models.audio.features import log_mel
+from dawn.models.audio.hubert import HubertAudioEncoder, load_hubert
+from dawn.models.audio.whisper import WhisperAudioEncoder, WhisperEncoder
+from dawn.structs import FRAME_SAMPLES
 
 ROOT = Path(__file__).parents[1]
 SHIPPED_WEIGHTS = Path(dawn.__file__).parent / "weights" / "lite-128" / "audio.safetensors"

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from conftest import example_sound, refused, write_wav
-from dawn.batch import jobs as batch_jobs
-from dawn.batch import work
-from dawn.batch.journal import Journal
-from dawn.batch.run import run_batch
+from dawn.apps.batch import jobs as batch_jobs
+from dawn.apps.batch import work
+from dawn.apps.batch.journal import Journal
+from dawn.apps.batch.run import run_batch
 from dawn.errors import ConfigError, InputError, OutputError
 from dawn.pipeline import Dawn
 from media_files import decoded

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from conftest import TINY, random_bundle, write_preset
 from dawn.checkpoint import PARTS, file_sha256, find_preset, load_part, read_config, save_part, shipped_presets
 from dawn.config import FineConfig, PresetConfig, parse
+from dawn.engines.engine import load_bundle
 from dawn.errors import CheckpointError, ConfigError, DawnError
-from dawn.models.bundle import Bundle
-from dawn.pipeline import Dawn, load_bundle
-from dawn.training.commands import pack
+from dawn.models.lite.bundle import Bundle
+from dawn.pipeline import Dawn
+from dawn.research.training.commands import pack
 
 
 @pytest.fixture

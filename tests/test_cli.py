@@ -16,8 +16,8 @@ from PIL import Image
 import dawn.pipeline
 from conftest import refused, three_faces, write_preset, write_wav
 from dawn import __version__, media
-from dawn.cli import main
-from dawn.motion_file import load_motion
+from dawn.apps.cli.main import main
+from dawn.media.motion_json import load_motion
 from dawn.pipeline import Dawn
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.structs import Face
@@ -144,7 +144,7 @@ def test_unforeseen(run: Callable, out: Path, speech_path: Path, broken_render: 
 def test_help_is_instant_and_version(capfd: Output) -> None:
     assert main(["--version"]) == 0
     assert capfd.readouterr().out == f"dawn {__version__}\n"
-    code = "import sys; from dawn.cli import main; main(['generate', '--help']); sys.stderr.write(repr([*sys.modules]))"
+    code = "import sys; from dawn.apps.cli.main import main; main(['generate', '--help']); sys.stderr.write(repr([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for option in ("--seed", "--steps", "--guidance", "--pose-scale", "--blink", "--still", "--expression", "--size",
                    "--motion-out", "--motion-in", "--face", "--allow-silence", "--device", "--preset", "--quiet"):  # fmt: skip
@@ -162,7 +162,7 @@ def test_prepare(tmp_path: Path, portrait_path: Path) -> None:
             for frame in frames:
                 writer.write(frame)
     (tmp_path / "people.csv").write_text("file,person\nface.mp4,Eileen\n")
-    command = [sys.executable, "-m", "dawn.cli", "prepare", str(videos), str(tmp_path / "clips"), "--workers", "1"]
+    command = [sys.executable, "-m", "dawn.apps.cli.main", "prepare", str(videos), str(tmp_path / "clips"), "--workers", "1"]
     command += ["--people", str(tmp_path / "people.csv"), "--size", "64"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 import dawn.pipeline
 from conftest import refused, three_faces, write_wav
 from dawn import media
+from dawn.apps.cli.main import main
 from dawn.checkpoint import file_sha256
-from dawn.cli import main
-from dawn.models.face_geometry import apply_pose
+from dawn.face.geometry import apply_pose
 from dawn.pipeline import Dawn
 from dawn.structs import TrackedFace
 from media_files import noise, small_disk, write_sound, write_video
@@ -318,7 +318,7 @@ def test_pack_replaces_presets_only(run: Callable, tmp_path: Path) -> None:
 
 
 def test_training_without_accelerate(capfd: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in sys.modules if name.startswith("dawn.training")]:
+    for name in [name for name in sys.modules if name.startswith("dawn.research.training")]:
         monkeypatch.delitem(sys.modules, name)
     import dawn
 

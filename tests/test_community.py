@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dawn.errors import CheckpointError
-from dawn.evaluation.community import files, syncnet
-from dawn.evaluation.community.figures import clip_record, community_figures, embed
-from dawn.evaluation.community.files import Community, load_community
-from dawn.evaluation.community.inception import FIDInception, Mixed
-from dawn.evaluation.community.mfcc import mel_bands, mfcc
-from dawn.evaluation.community.syncnet import SyncNet, cut_faces, face_squares, lip_sync_error, score_of
-from dawn.evaluation.figures import Record
-from dawn.evaluation.material import EvalClip, Shown
-from dawn.evaluation.table import Columns, format_report
+from dawn.research.evaluation.bench import EvalClip, Shown
+from dawn.research.evaluation.community import files, syncnet
+from dawn.research.evaluation.community.figures import clip_record, community_figures, embed
+from dawn.research.evaluation.community.files import Community, load_community
+from dawn.research.evaluation.community.inception import FIDInception, Mixed
+from dawn.research.evaluation.community.mfcc import mel_bands, mfcc
+from dawn.research.evaluation.community.syncnet import SyncNet, cut_faces, face_squares, lip_sync_error, score_of
+from dawn.research.evaluation.records import Columns, Record
+from dawn.research.evaluation.table import format_report
 from eval_material import clip
 
 NONE = Community(None, None, None, ("a note",))

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import seam
 from conftest import refused, stacked
 from dawn import media
-from dawn.composite import FullFrame, fit
 from dawn.errors import ConfigError, ImageError
-from dawn.evaluation import seam
 from dawn.models.blocks import identity_grid, warp
-from dawn.models.bundle import PaperBundle
+from dawn.models.paper.bundle import PaperBundle
 from dawn.pipeline import Dawn
 from dawn.preprocess.crop import cut
+from dawn.rendering.composite import FullFrame, fit
 from dawn.structs import Box, Face, ImageArray, Motion, Speech
 from media_files import decoded
 from test_paper_pipeline import SMALL

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dawn.apps.cli.main import main
 from dawn.checkpoint import PAPER_PARTS, read_config
-from dawn.cli import main
 from dawn.config import PaperPresetConfig
-from dawn.convert.official import convert, find_files, read_part
 from dawn.errors import CheckpointError, ConfigError, OutputError
-from dawn.models.learned_regions import FLOW_REDUCTION, gaussian_kernel
-from dawn.models.published_pbnet import sinusoidal_positions
+from dawn.models.paper.pbnet import sinusoidal_positions
+from dawn.models.paper.regions import FLOW_REDUCTION, gaussian_kernel
+from dawn.research.convert.official import convert, find_files, read_part
 from official import key_list
 
 OPTIONS = "archiname: transformerreemb5\nnum_layers: 2\nff_size: {ff}\nnum_buckets: 128\nmax_distance: 128\n" \

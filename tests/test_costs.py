@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 
-from dawn.costs import peak_memory_mib
+from dawn.progress import peak_memory_mib
 
-ASK = "from dawn.costs import peak_memory_mib; print(peak_memory_mib())"
+ASK = "from dawn.progress import peak_memory_mib; print(peak_memory_mib())"
 
 
 def test_peak_memory_is_the_processs_own() -> None:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from conftest import random_norms
-from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face
 from dawn.config import DetailConfig
+from dawn.face import mesh as lm
+from dawn.face.geometry import apply_pose
 from dawn.models.blocks import fold_for_inference
-from dawn.models.detail import ORGANS, DetailPainter, place_window
-from dawn.models.face_geometry import apply_pose
-from dawn.training.data import mirror_permutation
+from dawn.models.lite.detail import ORGANS, DetailPainter, place_window
+from dawn.research.training.data import mirror_permutation
 
 SIZE = 128
 SMALL = DetailConfig(mouth_width=8, eye_width=8, res_blocks=1)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dawn.diffusion.samplers import Velocity, euler, guided, heun
-from dawn.diffusion.schedule import data_estimate, draw_times, rectified_path
+from dawn.diffusion.guidance import guided
+from dawn.diffusion.rectified import Velocity, data_estimate, draw_times, euler, heun, rectified_path
 
 START = torch.full((1, 1, 1), 2.0, dtype=torch.float64)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import dawn.paper_generation
+import dawn.engines.paper
 from conftest import stacked
 from dawn import media
 from dawn.editing import edits, take
@@ -30,12 +30,14 @@ from dawn.editing.edits import (
     scale_head,
 )
 from dawn.editing.take import HISTORY, Take
+from dawn.engines.engine import load_motion_space
 from dawn.errors import ConfigError, MotionError, OutputError
-from dawn.models.bundle import PaperBundle
-from dawn.models.face_geometry import eye_aspect_ratio
-from dawn.models.motion_space import MotionSpace
-from dawn.pipeline import DECODE_BATCH, Dawn, Video, load_motion_space
+from dawn.face.geometry import eye_aspect_ratio
+from dawn.models.lite.motion_space import MotionSpace
+from dawn.models.paper.bundle import PaperBundle
+from dawn.pipeline import Dawn, Video
 from dawn.preprocess.tracker import FaceTracker
+from dawn.rendering.draw import DECODE_BATCH
 from dawn.structs import Face, Motion, Speech
 from media_files import decoded
 from test_paper_pipeline import SMALL, FakeHubert
@@ -417,7 +419,7 @@ def test_reroll(video: Video, tiny_model: Dawn, speech: Say, tmp_path: Path) -> 
 
 def test_the_published_model_can_be_rerolled(prepared_once: None, speech: Say, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(dawn.paper_generation, "load_hubert", lambda name: FakeHubert())
+    monkeypatch.setattr(dawn.engines.paper, "load_hubert", lambda name: FakeHubert())
     torch.manual_seed(0)
     model = Dawn(PaperBundle(SMALL).eval().requires_grad_(False), torch.device("cpu"))
     video = model("x.png", speech(20), seed=1, steps=1, sampler="dpm++")

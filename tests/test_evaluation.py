@@ -16,17 +16,19 @@ import torch
 
 from conftest import refused
 from dawn import DEFAULT_PRESET
+from dawn.apps.cli.main import main
 from dawn.checkpoint import load_mean_face
-from dawn.cli import main
+from dawn.engines.engine import load_bundle
 from dawn.errors import ConfigError, InputError
-from dawn.evaluation import figures, folders, long, picture, report, spoken
-from dawn.evaluation.community.files import Community
-from dawn.evaluation.intervals import bootstrap_interval
-from dawn.evaluation.material import Bench, pick_portraits, read_clips
-from dawn.evaluation.table import format_report
-from dawn.models.bundle import Bundle
-from dawn.pipeline import load_bundle
+from dawn.measures import picture
+from dawn.measures.intervals import bootstrap_interval
+from dawn.models.lite.bundle import Bundle
 from dawn.preprocess.clips import save_clip
+from dawn.research.evaluation import figures, folders, report, spoken
+from dawn.research.evaluation import minute as long
+from dawn.research.evaluation.bench import Bench, pick_portraits, read_clips
+from dawn.research.evaluation.community.files import Community
+from dawn.research.evaluation.table import format_report
 from eval_material import FRAMES, BrightnessTracker, clip, prepared, random_tools
 
 COLUMNS = ["tiny-64", "true pose", "shuffled", "landmarks", "first frame", "real"]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from dawn.errors import CheckpointError
-from dawn.models import face_features as ff
+from dawn.models.judges import sface as ff
 
 SHAPES = [(64, 112), (128, 56), (256, 28), (512, 14), (1024, 7)]
 

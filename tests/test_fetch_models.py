@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from dawn.config import AudioConfig
 from dawn.errors import CheckpointError
-from dawn.models.audio_encoder import WhisperAudioEncoder
+from dawn.models.audio.whisper import WhisperAudioEncoder
 
 ROOT = Path(__file__).parents[1]
 SMALL = AudioConfig(width=64, depth=2, layers_used=(2,))

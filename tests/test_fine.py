@@ -13,11 +13,11 @@ from conftest import random_norms
 from dawn.checkpoint import load_mean_face
 from dawn.config import DetailConfig, FineConfig, LFGConfig, parse
 from dawn.errors import ConfigError
+from dawn.face.geometry import apply_pose
 from dawn.models.blocks import finer, fold_for_inference, identity_grid, warp
-from dawn.models.detail import ORGANS
-from dawn.models.face_geometry import apply_pose
-from dawn.models.fine import FineStage
-from dawn.models.lfg import LatentFlowGenerator
+from dawn.models.lite.detail import ORGANS
+from dawn.models.lite.fine import FineStage
+from dawn.models.lite.lfg import LatentFlowGenerator
 
 SMALL = LFGConfig(image_size_px=128, widths=(8, 12, 16), flow_width=8, flow_max_width=32, flow_head_width=8,
                   fine=FineConfig(painter=DetailConfig(mouth_width=8, eye_width=8, res_blocks=1)))  # fmt: skip

@@ -89,9 +89,9 @@ def test_files_and_functions_are_short(path: Path) -> None:
     ("room", "code"),
     [
         ("models", "from dawn.pipeline import Dawn"),
-        ("media", "def f():\n    import dawn.models.lfg"),
+        ("media", "def f():\n    import dawn.models.lite.lfg"),
         ("training", "from dawn import evaluation"),
-        ("preprocess", "from dawn.generation import chunks"),
+        ("preprocess", "from dawn.models.attention import chunks"),
     ],
 )
 def test_the_walk_sees_offences(room: str, code: str) -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face
-from dawn.models import face_geometry as g
+from dawn.face import geometry as g
+from dawn.face import mesh as lm
 from dawn.preprocess.crop import (
     CROP_CENTER_Y,
     CROP_FACE_HEIGHTS,
@@ -22,8 +22,8 @@ from dawn.preprocess.crop import (
     to_crop_units,
     to_pixels,
 )
+from dawn.research.training.data import GeometricChange, mirror_permutation
 from dawn.structs import Box, TrackedFace
-from dawn.training.data import GeometricChange, mirror_permutation
 
 MEAN_FACE = load_mean_face()
 

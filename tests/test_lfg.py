@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face
 from dawn.config import LFGConfig
+from dawn.face import mesh as lm
+from dawn.face.geometry import apply_pose
 from dawn.models.blocks import ResBlock, fold_for_inference, identity_grid
-from dawn.models.face_geometry import apply_pose
-from dawn.models.lfg import LatentFlowGenerator
-from dawn.models.regions import LandmarkRegions, applied, blended, draw_contours, lid_flow
+from dawn.models.lite.lfg import LatentFlowGenerator
+from dawn.models.lite.regions import LandmarkRegions, applied, blended, draw_contours, lid_flow
 
 TINY = LFGConfig(image_size_px=64, widths=(6, 8, 12), res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=16,
                  flow_head_width=8, flow_cells=16)  # fmt: skip

@@ -16,8 +16,8 @@ from conftest import example_sound, write_wav
 SHIPPED = Path(dawn.__file__).parent / "weights" / "lite-128"
 MEASURE = """
 import sys
-from dawn.cli import main
-from dawn.costs import peak_memory_mib
+from dawn.apps.cli.main import main
+from dawn.progress import peak_memory_mib
 code = main(sys.argv[1:])
 print("PEAK", round(peak_memory_mib()))
 sys.exit(code)

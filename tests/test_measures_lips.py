@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dawn import landmarks as lm
 from dawn.errors import InputError
-from dawn.evaluation import lips
-from dawn.evaluation.intervals import bootstrap_interval, share
+from dawn.face import mesh as lm
+from dawn.measures import lips
+from dawn.measures.intervals import bootstrap_interval, share
 
 
 @pytest.fixture

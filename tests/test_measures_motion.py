@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dawn.errors import InputError
-from dawn.evaluation import motion
-from dawn.evaluation.intervals import share
+from dawn.measures import motion
+from dawn.measures.intervals import share
 from dawn.structs import FPS, SPEECH_RATE_HZ
 
 

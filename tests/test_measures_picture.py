@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dawn import landmarks as lm
 from dawn.errors import InputError
-from dawn.evaluation import identity
-from dawn.evaluation import picture as p
-from dawn.models.face_features import SFace
+from dawn.face import mesh as lm
+from dawn.measures import identity
+from dawn.measures import picture as p
+from dawn.models.judges.sface import SFace
 from dawn.structs import Box
 
 

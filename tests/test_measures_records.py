@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from dawn.checkpoint import load_mean_face
-from dawn.evaluation import figures, lips, long, report, spoken
-from dawn.evaluation.material import Bench, EvalClip, Shown, scaled, track
-from dawn.evaluation.table import _cell, _number
-from dawn.models.face_geometry import remove_pose
+from dawn.face.geometry import remove_pose
+from dawn.measures import lips
+from dawn.research.evaluation import figures, report, spoken
+from dawn.research.evaluation import minute as long
+from dawn.research.evaluation.bench import Bench, EvalClip, Shown, scaled, track
+from dawn.research.evaluation.table import _cell, _number
 from dawn.structs import LANDMARK_COUNT, FloatArray, ImageArray, TrackedFace
 from eval_material import FRAMES, BrightnessTracker, clip, random_tools
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face, load_part, save_part
 from dawn.config import MotionSpaceConfig
-from dawn.models.face_geometry import lip_aperture, remove_pose
-from dawn.models.motion_space import CLOSING, CLOSING_BELOW, MotionSpace, keep_lips_apart, split_landmarks
+from dawn.engines.rules import CLOSING, CLOSING_BELOW, keep_lips_apart
+from dawn.face import mesh as lm
+from dawn.face.geometry import lip_aperture, remove_pose
+from dawn.models.lite.motion_space import MotionSpace, split_landmarks
 
 CONFIG = MotionSpaceConfig(lower=5, upper=3)
 

@@ -17,17 +17,17 @@ from dawn.checkpoint import load_mean_face, load_part, save_part
 from dawn.config import LFGConfig, PaperLFGConfig, RegionsConfig, UNetConfig
 from dawn.diffusion.gaussian import cosine_schedule, dynamic_threshold
 from dawn.errors import CheckpointError, ConfigError, InputError
-from dawn.models.a2v_unet import A2VUNet
-from dawn.models.face_geometry import apply_pose
-from dawn.models.face_mask import MaskEncoder, face_mask
-from dawn.models.lfg import LatentFlowGenerator
-from dawn.models.paper_lfg import PaperLFG
+from dawn.face.geometry import apply_pose
+from dawn.models.lite.lfg import LatentFlowGenerator
+from dawn.models.paper.a2v import A2VUNet
+from dawn.models.paper.conditions import MESH_OF_68, published_pose
+from dawn.models.paper.face_mask import MaskEncoder, face_mask
+from dawn.models.paper.lfg import PaperLFG
 from dawn.preprocess.clips import PreparedClip, save_clip
-from dawn.preprocess.published_conditions import MESH_OF_68, published_pose
-from dawn.training.data import ClipStore
-from dawn.training.loop import train
-from dawn.training.motion_data import MotionStore
-from dawn.training.paper_a2v_recipe import (
+from dawn.research.training.data import ClipStore
+from dawn.research.training.loop import train
+from dawn.research.training.motion_data import MotionStore
+from dawn.research.training.paper.a2v import (
     MaskedUNet,
     PaperA2VRecipe,
     PaperA2VTrainConfig,

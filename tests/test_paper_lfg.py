@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dawn.checkpoint import load_part, save_part
 from dawn.config import PaperLFGConfig, RegionsConfig
-from dawn.convert.lfg_keys import from_official
 from dawn.errors import CheckpointError, ConfigError
 from dawn.models.blocks import fold_for_inference
-from dawn.models.learned_regions import (
+from dawn.models.paper.lfg import PaperLFG, PaperResult
+from dawn.models.paper.regions import (
     LearnedRegions,
     downsample,
     gaussian_kernel,
@@ -24,7 +24,7 @@ from dawn.models.learned_regions import (
     sample,
     sparse_motions,
 )
-from dawn.models.paper_lfg import PaperLFG, PaperResult
+from dawn.research.convert.lfg_keys import from_official
 from official import constructed, drawn, key_list, parity, relative_error
 
 TOLERANCE = 2e-5

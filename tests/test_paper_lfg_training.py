@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from dawn.checkpoint import load_part, save_part
 from dawn.config import PaperLFGConfig, RegionsConfig
 from dawn.errors import CheckpointError
-from dawn.models.learned_regions import LearnedRegions, published_grid
-from dawn.models.lfg import Flow
-from dawn.models.paper_lfg import PaperDecoded, PaperLFG, PaperResult
+from dawn.models.lite.lfg import Flow
+from dawn.models.paper.lfg import PaperDecoded, PaperLFG, PaperResult
+from dawn.models.paper.regions import LearnedRegions, published_grid
 from dawn.preprocess.clips import PreparedClip, save_clip
-from dawn.training.data import ClipStore
-from dawn.training.loop import train
-from dawn.training.paper_lfg_recipe import (
+from dawn.research.training.data import ClipStore
+from dawn.research.training.loop import train
+from dawn.research.training.paper.lfg import (
     PaperLFGRecipe,
     PaperLFGTrainConfig,
     PlaneChange,

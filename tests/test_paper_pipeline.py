@@ -16,21 +16,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import dawn.paper_generation
+import dawn.engines.paper
 from conftest import stacked
+from dawn.apps.cli.main import main
 from dawn.checkpoint import PAPER_PARTS, assemble
-from dawn.cli import main
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, RegionsConfig, UNetConfig
-from dawn.convert import a2v_keys, lfg_keys
 from dawn.diffusion.gaussian import cosine_schedule, ddim, ddim_times, dpm_solver, dpm_times
 from dawn.errors import CheckpointError, ConfigError, MotionError
-from dawn.models.a2v_unet import A2VUNet
-from dawn.models.bundle import PaperBundle
-from dawn.models.face_mask import MaskEncoder, face_mask
-from dawn.models.paper_lfg import PaperLFG
-from dawn.motion_file import load_motion, save_motion
+from dawn.media.motion_json import load_motion, save_motion
+from dawn.models.paper.a2v import A2VUNet
+from dawn.models.paper.bundle import PaperBundle
+from dawn.models.paper.conditions import assemble_conditions
+from dawn.models.paper.face_mask import MaskEncoder, face_mask
+from dawn.models.paper.lfg import PaperLFG
 from dawn.pipeline import Dawn
-from dawn.preprocess.published_conditions import assemble_conditions
+from dawn.research.convert import a2v_keys, lfg_keys
 from dawn.structs import Face, Speech
 from official import constructed, drawn, key_list, parity, relative_error
 from test_unet import small_clip, small_network
@@ -158,7 +158,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(preset: Path, monkeypatch: pytest.MonkeyPatch, prepared_once: None) -> Dawn:
-    monkeypatch.setattr(dawn.paper_generation, "load_hubert", lambda name: FakeHubert())
+    monkeypatch.setattr(dawn.engines.paper, "load_hubert", lambda name: FakeHubert())
     return Dawn.from_pretrained(preset, "cpu")
 
 
@@ -248,7 +248,7 @@ def test_missing_hubert_is_one_line(preset: Path, tmp_path: Path, portrait_path:
     def absent(name: str) -> nn.Module:
         raise CheckpointError(f"{name}: HuBERT's weights are not here and cannot be fetched; give its folder")
 
-    monkeypatch.setattr(dawn.paper_generation, "load_hubert", absent)
+    monkeypatch.setattr(dawn.engines.paper, "load_hubert", absent)
     speech = portrait_path.parent / "speech.wav"
     out = tmp_path / "out.mp4"
     assert main(["generate", str(portrait_path), str(speech), "-o", str(out), "--preset", str(preset)]) == 2

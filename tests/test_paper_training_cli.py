@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import dawn
 from conftest import save_hubert
+from dawn.apps.cli.main import main
 from dawn.checkpoint import load_part, read_config
-from dawn.cli import main
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, UNetConfig
-from dawn.models.bundle import PaperBundle
-from dawn.models.face_features import SFace
+from dawn.models.judges.sface import SFace
+from dawn.models.paper.bundle import PaperBundle
 from dawn.preprocess.clips import save_clip
-from dawn.training.paper_commands import load_audio_encoder, pbnet_config
+from dawn.research.training.paper.commands import load_audio_encoder, pbnet_config
 from test_paper_a2v_training import FRAMES, SIZE_PX, made_up_clip
 
 SPEECH_ENCODER = Path(dawn.__file__).parent / "weights" / "lite-128" / "audio.safetensors"

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from dawn.parallel import MAX_WORKERS, cpu_workers, in_order
+from dawn.rendering.parallel import MAX_WORKERS, cpu_workers, in_order
 
 
 def names() -> list[str]:

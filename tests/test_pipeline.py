@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dawn.generation
+import dawn.engines.lite
 import dawn.pipeline
 from conftest import stacked
 from dawn import media
+from dawn.engines.lite import generate_motion
 from dawn.errors import ConfigError, MotionError, NoFaceError
-from dawn.generation import GenerateOptions, generate_motion
-from dawn.motion_file import load_motion, save_motion
+from dawn.media.motion_json import load_motion, save_motion
+from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn
 from dawn.structs import FPS, Face, Motion, Speech
 from media_files import decoded, noise
@@ -76,7 +77,7 @@ def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, tiny_model: Daw
 
     features = tiny_model.bundle.audio.encode(torch.from_numpy(speech(frames).samples), frames)
     whole = generate_motion(tiny_model.bundle, features, portrait_face, GenerateOptions(seed=1))
-    monkeypatch.setattr(dawn.generation.chunks, "__defaults__", (16,))
+    monkeypatch.setattr(dawn.models.attention.chunks, "__defaults__", (16,))
     parts = generate_motion(tiny_model.bundle, features, portrait_face, GenerateOptions(seed=1))
     for name in ("pose", "blink", "expression"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)
@@ -122,7 +123,7 @@ def test_frames_are_decoded_as_they_are_read(workers: int, monkeypatch: pytest.M
     for _ in range(9):
         next(frames)
     ahead = workers if workers > 1 else 0
-    assert 2 <= len(rendered) <= 2 + ahead and set(rendered) == {dawn.pipeline.DECODE_BATCH}
+    assert 2 <= len(rendered) <= 2 + ahead and set(rendered) == {dawn.rendering.draw.DECODE_BATCH}
 
 
 def test_workers_draw_the_same_frames(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say,
@@ -254,7 +255,7 @@ def test_options_are_checked(tiny_model: Dawn, speech: Say) -> None:
         with pytest.raises(ConfigError, match=message):
             tiny_model("x.png", speech(5), **options)
     with pytest.raises(ConfigError, match=r"device 'abacus'.*use auto or cpu"):
-        dawn.pipeline.pick_device("abacus")
+        dawn.engines.engine.pick_device("abacus")
 
 
 def driving_video(path: Path, portrait: Path, frames: int) -> Path:

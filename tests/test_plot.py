@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-import dawn.plot
+import dawn.apps.plot
 from conftest import EXAMPLES, refused, three_faces
 from dawn import media
+from dawn.apps.plot import DPI, FPS, WIDTH_IN, draw, plot
 from dawn.checkpoint import load_mean_face
+from dawn.checks.traces import MAX_THUMBS, Thumbnails, Traces, trace_motion, trace_video
 from dawn.errors import ConfigError
-from dawn.models.face_geometry import apply_pose
-from dawn.motion_file import save_motion
-from dawn.plot import DPI, FPS, MAX_THUMBS, WIDTH_IN, Thumbnails, Traces, draw, plot, trace_motion, trace_video
+from dawn.face.geometry import apply_pose
+from dawn.media.motion_json import save_motion
 from dawn.structs import Motion, Speech
 
 pytest.importorskip("matplotlib")
@@ -131,9 +132,9 @@ def test_thumbnails_stay_few_and_even() -> None:
 @pytest.mark.parametrize(("frames", "aspect"), [(1, 1.0), (3, 0.5), (200, 1.78)])
 def test_frames_lie_on_the_axis_without_overlap(frames: int, aspect: float) -> None:
     picture = np.zeros((160, round(160 * aspect), 3), np.uint8)
-    made = Traces("t", np.zeros((frames, 3)), np.ones((frames, 2)), dawn.plot.LABELS, np.zeros(frames),
+    made = Traces("t", np.zeros((frames, 3)), np.ones((frames, 2)), dawn.checks.traces.LABELS, np.zeros(frames),
                   frames=tuple((index, picture) for index in range(frames)))  # fmt: skip
-    figure = draw(made, dawn.plot._figure_class())
+    figure = draw(made, dawn.apps.plot._figure_class())
     first = figure.axes[0]
     edges = [image.get_extent()[:2] for image in first.images]
     assert edges and all(a[1] <= b[0] for a, b in pairwise(edges))
@@ -169,7 +170,7 @@ def test_refusals(run: Callable, out: Path, tmp_path: Path, motion: Motion, film
 def test_a_failure_leaves_nothing(out: Path, tmp_path: Path, motion: Motion, monkeypatch: pytest.MonkeyPatch) -> None:
     save_motion(motion, tmp_path / "m.json")
     (out / "old.png").write_bytes(b"old")
-    figure = dawn.plot._figure_class()
+    figure = dawn.apps.plot._figure_class()
 
     def fails(self: object, path: Path, **_: object) -> None:
         Path(path).write_bytes(b"half")
@@ -185,7 +186,7 @@ def test_matplotlib_is_an_extra(monkeypatch: pytest.MonkeyPatch, run: Callable, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     refused(run("plot", film, "-o", out / "p.png"), out, 'pip install "dawn[plot]"')
     with pytest.raises(ConfigError):
-        dawn.plot._figure_class()
+        dawn.apps.plot._figure_class()
 
 
 def test_no_backend_is_chosen(out: Path, tmp_path: Path, motion: Motion) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dawn.checkpoint import load_mean_face
 from dawn.errors import ExtremePoseError, FaceTooSmallError
-from dawn.models.face_geometry import lip_aperture
+from dawn.face.geometry import lip_aperture
 from dawn.pipeline import Dawn
 from dawn.preprocess.portrait import _starts, prepare_portrait
 from dawn.preprocess.tracker import FaceTracker

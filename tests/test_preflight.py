@@ -12,14 +12,14 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from conftest import EXAMPLES, example_sound, refused, three_faces, write_wav
-from dawn import landmarks as lm
 from dawn import media
 from dawn.checkpoint import load_mean_face
-from dawn.models.face_geometry import apply_pose, lip_aperture
-from dawn.preflight import speech as rules
-from dawn.preflight.findings import Finding, Section, as_json, as_words, verdict
-from dawn.preflight.portrait import examine_portrait
-from dawn.preflight.speech import examine_speech
+from dawn.checks import speech as rules
+from dawn.checks.findings import Finding, Section, as_json, as_words, verdict
+from dawn.checks.portrait import examine_portrait
+from dawn.checks.speech import examine_speech
+from dawn.face import mesh as lm
+from dawn.face.geometry import apply_pose, lip_aperture
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import ImageArray, Speech, TrackedFace
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face
 from dawn.errors import AudioError
-from dawn.models.face_geometry import apply_pose
-from dawn.preprocess.published_conditions import (
+from dawn.face import mesh as lm
+from dawn.face.geometry import apply_pose
+from dawn.models.paper.conditions import (
     MESH_OF_68,
     assemble_conditions,
     hold_place,

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from dawn.config import PublishedPBNetConfig
-from dawn.convert.pbnet_keys import config_from_options, from_official
 from dawn.errors import ConfigError
 from dawn.models.attention import banded_attention, relative_bands, relative_buckets
-from dawn.models.published_pbnet import (
-    PublishedPBNet,
-    denormalise_pose,
-    normalise_pose,
-    rotate_pairs,
-    sinusoidal_positions,
-)
+from dawn.models.paper.pbnet import PublishedPBNet, denormalise_pose, normalise_pose, rotate_pairs, sinusoidal_positions
+from dawn.research.convert.pbnet_keys import config_from_options, from_official
 from official import drawn, key_list, parity, relative_error
 
 TABLE_ROWS = 240

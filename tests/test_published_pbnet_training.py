@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from dawn.checkpoint import load_mean_face, load_part
 from dawn.config import PublishedPBNetConfig
 from dawn.errors import ConfigError, InputError
-from dawn.models.face_geometry import apply_pose
-from dawn.models.published_pbnet import PublishedPBNet, denormalise_pose, normalise_pose
-from dawn.training.loop import train
-from dawn.training.motion_data import MotionStore
-from dawn.training.published_pbnet_recipe import (
+from dawn.face.geometry import apply_pose
+from dawn.models.paper.pbnet import PublishedPBNet, denormalise_pose, normalise_pose
+from dawn.research.training.loop import train
+from dawn.research.training.motion_data import MotionStore
+from dawn.research.training.paper.pbnet import (
     HeadTrack,
     PublishedPBNetRecipe,
     PublishedPBNetTrainConfig,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import seam
 from dawn.errors import InputError
-from dawn.evaluation import seam
 
 INSIDE = np.zeros((20, 30), bool)
 INSIDE[5:15, 8:22] = True

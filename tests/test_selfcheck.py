@@ -13,15 +13,16 @@ from PIL import Image
 
 from conftest import EXAMPLES, refused
 from dawn import media
-from dawn.cli import main
+from dawn.apps.cli.main import main
+from dawn.checks import output as selfcheck
+from dawn.checks import retry as seeds
+from dawn.checks.findings import Finding
+from dawn.checks.output import Course, Report, check_output, examine_course, measure, pieces
+from dawn.checks.retry import SeedScore, best_seed, seed_words, spoken_part, sync_in_place
 from dawn.errors import CheckpointError, InputError, OutputError
-from dawn.evaluation import sync
-from dawn.models.sync_judge import LagDistances
+from dawn.measures import sync
+from dawn.models.judges.sync import LagDistances
 from dawn.pipeline import Dawn, Video
-from dawn.preflight import seeds, selfcheck
-from dawn.preflight.findings import Finding
-from dawn.preflight.seeds import SeedScore, best_seed, seed_words, spoken_part, sync_in_place
-from dawn.preflight.selfcheck import Course, Report, check_output, examine_course, measure, pieces
 from dawn.structs import Box, ImageArray, Speech
 from eval_material import BrightnessTracker, PixelsAsIdentity, random_tools
 

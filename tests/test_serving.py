@@ -19,11 +19,11 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 httpx = pytest.importorskip("httpx")
 
+from dawn.apps.serving import service as service_module  # noqa: E402
+from dawn.apps.serving.service import Service  # noqa: E402
 from dawn.errors import ConfigError  # noqa: E402
-from dawn.motion_file import load_motion  # noqa: E402
+from dawn.media.motion_json import load_motion  # noqa: E402
 from dawn.pipeline import Dawn  # noqa: E402
-from dawn.serving import service as service_module  # noqa: E402
-from dawn.serving.service import Service  # noqa: E402
 from serving_client import BEGUN, PATIENCE_S, PORTRAIT, SPEECH, TOKEN, Server, busy, film, inputs, refused, serving, wait_for  # noqa: E402
 
 
@@ -240,7 +240,7 @@ def test_full_disk_refuses_uploads_and_keeps_records(server: Server, files: dict
 
     before = server.service.store.all()
     with monkeypatch.context() as broken:
-        broken.setattr("dawn.serving.uploads.shutil.copyfileobj", full)
+        broken.setattr("dawn.apps.serving.uploads.shutil.copyfileobj", full)
         refused(server.send(files), 507, "no space")
     number = server.send(files).json()["id"]
     with monkeypatch.context() as broken:

@@ -19,12 +19,12 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 httpx = pytest.importorskip("httpx")
 
+from dawn.apps.serving.records import Job, JobOptions, Store  # noqa: E402
+from dawn.apps.serving.run import serve  # noqa: E402
+from dawn.apps.serving.service import MAX_ATTEMPTS, RESULT, STREAM, Service  # noqa: E402
+from dawn.apps.serving.settings import ServeSettings  # noqa: E402
 from dawn.errors import ConfigError, OutputError  # noqa: E402
 from dawn.pipeline import Dawn  # noqa: E402
-from dawn.serving.records import Job, JobOptions, Store  # noqa: E402
-from dawn.serving.run import serve  # noqa: E402
-from dawn.serving.service import MAX_ATTEMPTS, RESULT, STREAM, Service  # noqa: E402
-from dawn.serving.settings import ServeSettings  # noqa: E402
 from serving_client import PATIENCE_S, ended, inputs, wait_for  # noqa: E402
 
 
@@ -34,7 +34,7 @@ class Process:
     def __init__(self, **settings: Any) -> None:
         options = [f"--{name.replace('_', '-')}={value}" for name, value in {"port": 0, **settings}.items()]
         environment = {name: value for name, value in os.environ.items() if name != "DAWN_TOKEN"}
-        command = [sys.executable, "-m", "dawn.cli", "serve", *options]
+        command = [sys.executable, "-m", "dawn.apps.cli.main", "serve", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                                         env=environment | {"OMP_NUM_THREADS": "1"})  # fmt: skip
         assert self.process.stdout is not None

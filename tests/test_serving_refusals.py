@@ -17,12 +17,12 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("httpx")
 
 from conftest import EXAMPLES, write_wav
+from dawn.apps.server_settings import is_loopback
+from dawn.apps.serving.app import create_app
+from dawn.apps.serving.settings import ServeSettings, read_token, state_folder
 from dawn.errors import ConfigError
-from dawn.loopback import is_loopback
 from dawn.media import save_png
 from dawn.pipeline import Dawn
-from dawn.serving.app import create_app
-from dawn.serving.settings import ServeSettings, read_token, state_folder
 from serving_client import BEGUN, PATIENCE_S, PORTRAIT, SPEECH, TOKEN, Server, film, refused, wait_for
 
 # ---------------------------------------------------------------------------------------------------------- refusals

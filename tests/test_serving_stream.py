@@ -14,7 +14,7 @@ import pytest
 from conftest import example_sound, write_wav
 from dawn.errors import OutputError
 from dawn.media import VideoWriter, read_speech
-from dawn.pipeline import DECODE_BATCH
+from dawn.rendering.draw import DECODE_BATCH
 from dawn.structs import Speech
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dawn.generation import GenerateOptions, generate_motion
+from dawn.engines.lite import generate_motion
+from dawn.face.geometry import eye_aspect_ratio, lip_aperture
 from dawn.media import read_speech
-from dawn.models.face_geometry import eye_aspect_ratio, lip_aperture
+from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn, Video
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import FPS, SPEECH_RATE_HZ, Face, Speech

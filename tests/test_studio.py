@@ -19,19 +19,19 @@ from PIL import Image
 
 from conftest import example_sound, three_faces, write_wav
 from dawn import media
+from dawn.apps.studio import words
+from dawn.apps.studio.drawing import jpeg_url
+from dawn.apps.studio.job import CANCELLED, Job, Progress
+from dawn.apps.studio.loading import Loader
+from dawn.apps.studio.run import Guard, free_port, studio
+from dawn.apps.studio.session import Session
+from dawn.apps.studio.sessions import PREFIX, Sessions
+from dawn.apps.studio.settings import AUTH_VARIABLE, StudioSettings, accounts
+from dawn.checks.findings import Finding
 from dawn.config import parse
 from dawn.errors import ConfigError, InputError
-from dawn.motion_file import load_motion
+from dawn.media.motion_json import load_motion
 from dawn.pipeline import Dawn
-from dawn.preflight.findings import Finding
-from dawn.studio import words
-from dawn.studio.drawing import jpeg_url
-from dawn.studio.job import CANCELLED, Job, Progress
-from dawn.studio.loading import Loader
-from dawn.studio.run import Guard, free_port, studio
-from dawn.studio.session import Session
-from dawn.studio.sessions import PREFIX, Sessions
-from dawn.studio.settings import AUTH_VARIABLE, StudioSettings, accounts
 
 WAIT_S = 120
 
@@ -88,13 +88,13 @@ def test_a_port_in_use_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_page_opens_before_torch_is_loaded() -> None:
-    code = "import sys, dawn.studio.run, dawn.studio.page; assert 'torch' not in sys.modules, 'torch delays the page'"
+    code = "import sys, dawn.apps.studio.run, dawn.apps.studio.page; assert 'torch' not in sys.modules, 'torch delays the page'"
     pytest.importorskip("gradio")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_a_plain_install_needs_no_gradio() -> None:
-    code = "import sys; sys.modules['gradio'] = None; import dawn.studio.run, dawn.studio.session"
+    code = "import sys; sys.modules['gradio'] = None; import dawn.apps.studio.run, dawn.apps.studio.session"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 

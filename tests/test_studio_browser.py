@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from conftest import example_sound, three_faces, write_wav
-from dawn.motion_file import load_motion
+from dawn.media.motion_json import load_motion
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -30,7 +30,7 @@ PATIENCE_S = 180
 PATIENCE_MS = 1000.0 * PATIENCE_S
 SERVER = """
 import functools, json, signal, sys
-import dawn.studio.run as run
+import dawn.apps.studio.run as run
 signal.signal(signal.SIGINT, signal.default_int_handler)
 run.Sessions = functools.partial(run.Sessions, leave_s=8, sweep_s=0.5)
 sys.exit(run.studio(run.StudioSettings(**json.loads(sys.argv[1])), lambda line: print(line, flush=True)))
@@ -338,7 +338,7 @@ def test_files_of_a_closed_page_go_and_others_stay(server: Server, opened: Calla
 
 def test_an_unknown_preset_ends_it_in_one_line(tmp_path: Path) -> None:
     pytest.importorskip("gradio")
-    command = [sys.executable, "-m", "dawn.cli", "studio", "--port", "0", "--preset", "no-such-preset"]
+    command = [sys.executable, "-m", "dawn.apps.cli.main", "studio", "--port", "0", "--preset", "no-such-preset"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
     assert ended.returncode == 2

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from dawn.checkpoint import load_mean_face, save_part
 from dawn.config import SyncJudgeConfig
 from dawn.errors import CheckpointError, InputError
-from dawn.evaluation import sync
-from dawn.evaluation.sync import Embedded, SyncScore, clip_distances, load_judge, pooled, score_of, sync_scores
+from dawn.face.geometry import apply_pose
+from dawn.measures import sync
+from dawn.measures.sync import Embedded, SyncScore, clip_distances, load_judge, pooled, score_of, sync_scores
 from dawn.media import read_speech
-from dawn.models.audio_encoder import whole_frames
-from dawn.models.face_geometry import apply_pose
-from dawn.models.sync_judge import LagDistances, SyncJudge, lag_distances, mouth_crops
+from dawn.models.audio.features import whole_frames
+from dawn.models.judges.sync import LagDistances, SyncJudge, lag_distances, mouth_crops
 from dawn.pipeline import Dawn
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, ImageArray, Speech
 

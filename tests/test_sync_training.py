@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from dawn.checkpoint import load_mean_face
 from dawn.config import SyncJudgeConfig
 from dawn.errors import CheckpointError, ConfigError, InputError
-from dawn.evaluation.sync import load_judge, sync_scores
-from dawn.models.face_geometry import apply_pose
-from dawn.models.sync_judge import SyncJudge, mouth_crops
+from dawn.face.geometry import apply_pose
+from dawn.measures.sync import load_judge, sync_scores
+from dawn.models.judges.sync import SyncJudge, mouth_crops
 from dawn.preprocess.clips import PreparedClip, save_clip
-from dawn.training.commands import run_training, split_overrides
-from dawn.training.data import ClipStore
-from dawn.training.loop import train
-from dawn.training.sync_recipe import (
+from dawn.research.training.commands import run_training, split_overrides
+from dawn.research.training.data import ClipStore
+from dawn.research.training.loop import train
+from dawn.research.training.sync import (
     MouthStore,
     SyncRecipe,
     SyncTrainConfig,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dawn.models.tone import tone_of, toned
+from dawn.rendering.tone import tone_of, toned
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 40, 1)).repeat(3, 2).astype(np.uint8)

@@ -13,26 +13,26 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dawn import landmarks as lm
 from dawn.checkpoint import load_mean_face, save_part
 from dawn.config import A2VConfig, AudioConfig, DetailConfig, FineConfig, LFGConfig, MotionSpaceConfig, PBNetConfig
 from dawn.errors import CheckpointError, ConfigError
-from dawn.models.audio_encoder import FRAME_SAMPLES, WhisperAudioEncoder
-from dawn.models.lfg import LatentFlowGenerator
-from dawn.models.motion_space import MotionSpace
-from dawn.models.tone import LUMA
+from dawn.face import mesh as lm
+from dawn.models.audio.whisper import WhisperAudioEncoder
+from dawn.models.lite.lfg import LatentFlowGenerator
+from dawn.models.lite.motion_space import MotionSpace
 from dawn.preprocess.clips import PreparedClip, save_clip
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
-from dawn.training.a2v_recipe import A2VRecipe, A2VTrainConfig
-from dawn.training.commands import fit_motion_space, split_overrides
-from dawn.training.data import Clip, ClipStore, pick_opening_pair, random_look
-from dawn.training.detail_recipe import DetailRecipe, DetailTrainConfig
-from dawn.training.lfg_recipe import LFGRecipe, LFGTrainConfig
-from dawn.training.loop import Recipe, TrainConfig, train
-from dawn.training.losses import crispness_error
-from dawn.training.motion_data import MotionStore
-from dawn.training.pbnet_recipe import PBNetRecipe, PBNetTrainConfig
+from dawn.research.training.commands import fit_motion_space, split_overrides
+from dawn.research.training.data import Clip, ClipStore, pick_opening_pair, random_look
+from dawn.research.training.lite.a2v import A2VRecipe, A2VTrainConfig
+from dawn.research.training.lite.detail import DetailRecipe, DetailTrainConfig
+from dawn.research.training.lite.lfg import LFGRecipe, LFGTrainConfig
+from dawn.research.training.lite.pbnet import PBNetRecipe, PBNetTrainConfig
+from dawn.research.training.loop import Recipe, TrainConfig, train
+from dawn.research.training.losses import crispness_error
+from dawn.research.training.motion_data import MotionStore
+from dawn.structs import FRAME_SAMPLES, LUMA
 
 PORTRAIT = Path(__file__).parents[1] / "examples" / "portrait.png"
 SIZE_PX = 64
@@ -267,7 +267,7 @@ def test_looks_change_a_share_of_the_pairs_and_both_frames_alike() -> None:
 
 
 def test_paintings_are_flat_between_hard_edges() -> None:
-    from dawn.training.data import _painted
+    from dawn.research.training.data import _painted
 
     step = torch.zeros(1, 3, 12, 12)
     step[..., 6:] = 1

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dawn.config import UNetConfig
-from dawn.convert.a2v_keys import PREFIX, SCHEDULE, dropped, from_official
 from dawn.errors import ConfigError
-from dawn.models import a2v_unet
-from dawn.models.a2v_unet import A2VUNet, TemporalAttention, sinusoid, time_plan
 from dawn.models.attention import relative_buckets
-from dawn.models.face_mask import MaskEncoder, face_mask
-from dawn.models.unet_blocks import Moments, add_gated, norm_affine
+from dawn.models.paper import a2v as a2v_unet
+from dawn.models.paper.a2v import A2VUNet, TemporalAttention, sinusoid, time_plan
+from dawn.models.paper.a2v_blocks import Moments, add_gated, norm_affine
+from dawn.models.paper.face_mask import MaskEncoder, face_mask
+from dawn.research.convert.a2v_keys import PREFIX, SCHEDULE, dropped, from_official
 from official import constructed, drawn, input_of, key_list, parity, relative_error
 
 SMALL = UNetConfig(latent_size=4, width=16, multipliers=(1, 2), source_size=5, mask_size=3, audio_size=12, heads=2,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from dawn.cli import main
+from dawn.apps.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["convert", *sys.argv[1:]]))

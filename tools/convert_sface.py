@@ -1,4 +1,4 @@
-"""Turn the OpenCV Zoo's int8 SFace (ONNX) into the float16 safetensors file that ``dawn.models.face_features`` reads.
+"""Turn the OpenCV Zoo's int8 SFace (ONNX) into the float16 safetensors file that ``dawn.models.judges.sface`` reads.
 
     python tools/convert_sface.py face_recognition_sface_2021dec_int8bq.onnx sface.safetensors
 
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dawn.errors import CheckpointError
-from dawn.models.face_features import STAGE_CHANNELS
+from dawn.models.judges.sface import STAGE_CHANNELS
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -137,7 +137,7 @@ def _head(arrays: Arrays) -> tuple[Tensor, Tensor]:
 
 
 def convert(onnx_bytes: bytes) -> dict[str, Tensor]:
-    """Contents of the ONNX file -> float32 state dict of ``dawn.models.face_features.SFace``.
+    """Contents of the ONNX file -> float32 state dict of ``dawn.models.judges.sface.SFace``.
 
     Raises: CheckpointError if the file is damaged or not this network.
     """

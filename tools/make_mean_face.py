@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dawn import landmarks as lm
-from dawn.models.face_geometry import fit_similarity
+from dawn.face import mesh as lm
+from dawn.face.geometry import fit_similarity
 
 
 def _aligned(points: torch.Tensor, mean: torch.Tensor, rigid: list[int]) -> torch.Tensor:

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from dawn import DEFAULT_PRESET, media
-from dawn.cli_arguments import Parser
+from dawn.apps.cli.arguments import Parser
 from dawn.errors import ConfigError, DawnError, InputError
+from dawn.face.geometry import lip_aperture
 from dawn.media.files import replacing
-from dawn.models.face_geometry import lip_aperture
 from dawn.pipeline import Dawn
 from dawn.structs import ImageArray, Speech
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,53 +17,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dawn import DEFAULT_PRESET, __version__, media
-from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, part_path, read_preset, read_weights
-from dawn.composite import LIMIT_PX, FullFrame
 from dawn.config import PaperPresetConfig, PresetConfig, parse
-from dawn.costs import Stopwatch
+from dawn.engines.engine import Engine, load_bundle, pick_device
+from dawn.engines.lite import LiteEngine
+from dawn.engines.paper import PaperEngine
 from dawn.errors import ConfigError, MotionError
-from dawn.generation import GenerateOptions, LiteEngine
-from dawn.models.bundle import Bundle, PaperBundle
-from dawn.models.motion_space import MotionSpace
-from dawn.models.tone import tone_of, toned
-from dawn.paper_generation import PaperEngine
-from dawn.parallel import cpu_workers, in_order
+from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.motion_space import MotionSpace
+from dawn.models.paper.bundle import PaperBundle
+from dawn.options import GenerateOptions
 from dawn.preprocess.crop import cut, moved_into, off_centre
 from dawn.preprocess.driving import driving_sound, track_landmarks
 from dawn.preprocess.portrait import prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
-from dawn.structs import Box, Face, ImageArray, Motion, Speech
+from dawn.progress import Progress, Stopwatch, _quiet
+from dawn.rendering.composite import LIMIT_PX, FullFrame
+from dawn.rendering.draw import DECODE_BATCH
+from dawn.rendering.parallel import cpu_workers, in_order
+from dawn.rendering.tone import tone_of, toned
+from dawn.structs import Box, Face, ImageArray, Motion, PathLike, Speech
 
-DECODE_BATCH = 8
-"""Frames decoded together: enough to fill two cores, few enough to stay in their cache."""
 SIZES_PX = (128, 256, 512)
 FRAMES = ("crop", "full")
 FULL_SIZES_PX = (256, 2560)
 """Least and greatest limit of a full frame's longest side."""
-PathLike = str | Path
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)."""
 KEPT_FEATURES = 1500
 """Frames (a minute's) whose audio features a video keeps for ``again``, 4.6 MB; of longer speech they are computed anew."""
 PREPARING = ("audio in", "track", "audio features")
 """Stages of ``Stopwatch`` whose results several videos can share."""
-
-
-class Engine(Protocol):
-    """What the pipeline asks of a preset; ``lite`` and the published model answer it in their own motion spaces."""
-
-    def mean_face(self) -> Tensor: ...
-    def features(self, samples: Tensor, frames: int) -> Tensor: ...
-    def generate(self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions,
-                 progress: Callable[[int], None]) -> Motion: ...  # fmt: skip
-    def check(self, motion: Motion) -> None: ...
-    def source(self, face: Face) -> Any: ...
-    def decode(self, source: Any, face: Face, motion: Motion, start: int, stop: int) -> tuple[Tensor, Tensor]: ...
-    def transfer(self, landmarks: Tensor, face: Face) -> Motion: ...
-
-
-def _quiet(stage: str, done: int, total: int) -> None:
-    pass
 
 
 class Video:
@@ -354,36 +335,3 @@ class Dawn:
         return motion.at(index)
 
 
-def load_bundle(preset: PathLike) -> Bundle | PaperBundle:
-    """All networks of a preset on the CPU, as trained, frozen. Raises ConfigError, CheckpointError."""
-    folder = find_preset(preset)
-    config = read_preset(folder)
-    bundle = Bundle(config) if isinstance(config, PresetConfig) else PaperBundle(config)
-    for part in PARTS if isinstance(config, PresetConfig) else PAPER_PARTS:
-        path = part_path(folder, part, getattr(config, "shares", None))
-        load_into(getattr(bundle, part), read_weights(path, config.sha256.get(part)), str(path))
-    return bundle.eval().requires_grad_(False)
-
-
-def load_motion_space(preset: PathLike) -> MotionSpace | None:
-    """The motion space of a preset alone; None for a published one. Raises ConfigError, CheckpointError."""
-    folder = find_preset(preset)
-    config = read_preset(folder)
-    if not isinstance(config, PresetConfig):
-        return None
-    space, path = MotionSpace(config.motion), part_path(folder, "motion", config.shares)
-    load_into(space, read_weights(path, config.sha256.get("motion")), str(path))
-    return space
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto``: CUDA if there is any. Raises ConfigError for a device that this machine or torch does not have."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}): use auto or cpu") from error
-    return device

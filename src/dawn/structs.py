@@ -12,6 +12,7 @@ z uses the same scale. This is the ``align_corners=False`` convention of ``torch
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,16 @@ class Motion:
 
     def with_pose(self, pose: FloatArray) -> Motion:
         return replace(self, pose=pose)
+
+
+MS_PER_FRAME = 1000 / FPS
+
+
+PathLike = str | Path
+
+
+FRAME_SAMPLES = SPEECH_RATE_HZ // FPS
+
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601."""

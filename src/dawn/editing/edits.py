@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dawn import landmarks as lm
+from dawn.engines.engine import load_motion_space
+from dawn.engines.rules import SHUT_EAR
 from dawn.errors import ConfigError, DawnError, MotionError
-from dawn.evaluation.motion import runs
-from dawn.generation import SHUT_EAR
-from dawn.models.motion_space import MotionSpace
-from dawn.pipeline import load_motion_space
+from dawn.face import mesh as lm
+from dawn.measures.motion import runs
+from dawn.models.lite.motion_space import MotionSpace
 from dawn.structs import FPS, Face, Motion
 
 Array = NDArray[Any]

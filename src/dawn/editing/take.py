@@ -18,7 +18,8 @@ import numpy as np
 from dawn.editing.edits import BoolArray, Region, blend, changed_frames
 from dawn.errors import ConfigError, OutputError
 from dawn.media.files import FilePath, output_error, quoted
-from dawn.pipeline import DECODE_BATCH, Video
+from dawn.pipeline import Video
+from dawn.rendering.draw import DECODE_BATCH
 from dawn.structs import ImageArray, Motion
 
 HISTORY = 20

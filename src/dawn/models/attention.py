@@ -125,3 +125,13 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__(nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width))
+
+
+CHUNK_FRAMES = 1024
+
+
+def chunks(length: int, reach: int, size: int = CHUNK_FRAMES) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, low, high): frames [start, stop) are wanted and need [low, high) as context."""
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        yield start, stop, max(0, start - reach), min(length, stop + reach)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dawn.errors import ExtremePoseError, FaceTooSmallError, NoFaceError, SeveralFacesError
-from dawn.models.face_geometry import eye_aspect_ratio, remove_pose
+from dawn.face.geometry import eye_aspect_ratio, remove_pose
 from dawn.preprocess.crop import crop_box, cut, to_crop_units
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import Box, Face, ImageArray, TrackedFace

@@ -1,0 +1,1 @@
+"""Programs: the command line, the studio, the HTTP service, batches, plots."""

@@ -1,0 +1,1 @@
+"""What can be said of inputs before, and of videos after."""

@@ -1,0 +1,43 @@
+"""One report on a portrait and a recording, before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dawn import DEFAULT_PRESET, media
+from dawn.checkpoint import find_preset, load_mean_face, read_preset
+from dawn.checks.findings import Finding, Section
+from dawn.checks.portrait import examine_portrait
+from dawn.checks.speech import examine_speech
+from dawn.errors import InputError
+from dawn.media.files import FilePath
+from dawn.preprocess.portrait import MAX_FACES
+from dawn.preprocess.tracker import FaceTracker
+
+
+def check(portrait: FilePath, speech: FilePath | None = None, preset: FilePath = DEFAULT_PRESET, face: int | str | None = None,
+          allow_silence: bool = False) -> list[Section]:  # fmt: skip
+    """Findings on a portrait and, if given, a recording, for a preset's size of picture.
+
+    face: which of several, see ``preprocess.portrait.choose_face``. A file that cannot be used is a finding of level "error"
+    with the message that generation would give. Raises ConfigError, CheckpointError for the preset.
+    """
+    size_px = read_preset(find_preset(str(preset))).lfg.image_size_px
+
+    def look() -> list[Finding]:
+        image = media.read_image(portrait)
+        with FaceTracker(max_faces=MAX_FACES) as tracker:
+            return examine_portrait(image, size_px, tracker, load_mean_face(), face)
+
+    sections = [Section("portrait", str(portrait), _found(look))]
+    if speech is not None:
+        heard = _found(lambda: examine_speech(media.read_speech(speech, allow_silence=allow_silence)))
+        sections.append(Section("speech", str(speech), heard))
+    return sections
+
+
+def _found(examine: Callable[[], list[Finding]]) -> tuple[Finding, ...]:
+    try:
+        return tuple(examine())
+    except InputError as error:
+        return (Finding("file", None, "", "error", str(error)),)

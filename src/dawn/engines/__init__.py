@@ -1,0 +1,1 @@
+"""From speech to motion and from motion to frames, one engine a model family."""

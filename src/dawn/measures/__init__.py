@@ -1,0 +1,1 @@
+"""Numbers of frames, motion and sound."""

@@ -1,0 +1,153 @@
+"""Whisper's speech encoder (Radford et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dawn.config import AudioConfig
+from dawn.errors import ConfigError
+from dawn.models.audio.features import EDGE_SAMPLES, MEL_BANDS, _check_speech, _log_power, log_mel
+from dawn.structs import FRAME_SAMPLES
+
+HEAD_WIDTH = 64
+
+
+POSITIONS = 1_500
+
+
+VECTORS_PER_FRAME = 2
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """(length, width) float32 position table: sines, then cosines, wavelengths geometric from 2 pi to 2 pi 10000."""
+    half = width // 2
+    rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, dtype=torch.float64))
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+class WhisperBlock(nn.Module):
+    """Pre-norm transformer layer: full self-attention, then a GELU feed-forward of four times the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        # Whisper's keys have no bias: the stored third is zero (it would shift all scores of a query alike anyway).
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn_in = nn.Linear(width, 4 * width)
+        self.ffn_out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        batch, length, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, width // HEAD_WIDTH, HEAD_WIDTH)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+        x = x + self.attention_out(mixed)
+        return x + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x))))
+
+
+class WhisperEncoder(nn.Module):
+    """The encoder half of Whisper: two convolutions, sinusoidal positions, ``depth`` layers, a final norm."""
+
+    positions: Tensor
+
+    def __init__(self, width: int = 384, depth: int = 4) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(MEL_BANDS, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(WhisperBlock(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.register_buffer("positions", sinusoids(POSITIONS, width), persistent=False)
+
+    def forward(self, mel: Tensor, layers: tuple[int, ...] | None = None) -> Tensor:
+        """Encode a spectrogram.
+
+        mel: (B, 80, F) from ``log_mel``, at most 3000 columns (30 s). layers: hidden states to return, concatenated in
+        the order given: 0 after convolutions and positions, n after layer n, the last one normalised; the default is
+        the last. Returns (B, ceil(F / 2), D x number of layers), 50 vectors a second. Raises ConfigError when the
+        spectrogram is longer than the position table.
+        """
+        layers = (len(self.blocks),) if layers is None else layers
+        x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
+        if x.shape[1] > POSITIONS:
+            raise ConfigError(f"audio window of {x.shape[1]} vectors: Whisper takes at most {POSITIONS} (30 s)")
+        x = x + self.positions[: x.shape[1]]
+        states = {0: x}
+        for number, block in enumerate(self.blocks[: max(layers)], start=1):
+            x = block(x)
+            states[number] = x
+        if len(self.blocks) in layers:
+            states[len(self.blocks)] = self.norm(x)
+        return torch.cat([states[number] for number in layers], dim=-1)
+
+
+class WhisperAudioEncoder(nn.Module):
+    """Whisper features of a recording of any length: windows at fixed times, cross-faded, two vectors a frame.
+
+    Window i covers the frames from i x (window - overlap); only the last one is cut short by the end of the sound. So
+    the features before the last window do not change when more sound follows (with a fixed ``peak``), a short clip
+    costs little, and the work memory is that of one window.
+    """
+
+    def __init__(self, config: AudioConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or AudioConfig()
+        self.encoder = WhisperEncoder(self.config.width, self.config.depth)
+
+    @property
+    def feature_size(self) -> int:
+        return VECTORS_PER_FRAME * self.config.width * len(self.config.layers_used)
+
+    @torch.no_grad()
+    def encode(self, samples: Tensor, frame_count: int) -> Tensor:
+        """samples (L,) float32 at 16 kHz -> (frame_count, feature_size) float32.
+
+        The sound is cut, or continued with silence, to ``frame_count`` frames of 640 samples. Gradients do not flow.
+        Raises AudioError when there is nothing to encode or the samples are not finite.
+        """
+        _check_speech(samples, frame_count)
+        peak = self._recording_peak(samples, frame_count) if self.config.peak is None else self.config.peak
+
+        width = self.config.width * len(self.config.layers_used)
+        output = torch.empty(VECTORS_PER_FRAME * frame_count, width, device=samples.device)
+        fade = VECTORS_PER_FRAME * self.config.overlap_frames
+        ramp = ((torch.arange(fade, device=samples.device) + 0.5) / max(fade, 1))[:, None]
+        for start, stop in self._windows(frame_count):
+            mel = log_mel(_cut(samples, frame_count, start, stop), peak, edges=True)
+            vectors = self.encoder(mel.to(self.encoder.conv1.weight.dtype), self.config.layers_used)[0].float()
+            first, last = VECTORS_PER_FRAME * start, VECTORS_PER_FRAME * stop
+            if start:
+                output[first : first + fade].lerp_(vectors[:fade], ramp)
+                vectors, first = vectors[fade:], first + fade
+            output[first:last] = vectors
+        return output.view(frame_count, self.feature_size)
+
+    def _windows(self, frame_count: int) -> Iterator[tuple[int, int]]:
+        """Frame ranges of the windows; each later one is longer than its overlap with the one before."""
+        size, overlap = self.config.window_frames, self.config.overlap_frames
+        for start in range(0, max(frame_count - overlap, 1), size - overlap):
+            yield start, min(start + size, frame_count)
+
+    def _recording_peak(self, samples: Tensor, frame_count: int) -> Tensor:
+        peaks = [_log_power(_cut(samples, frame_count, start, stop)).amax() for start, stop in self._windows(frame_count)]
+        return torch.stack(peaks).amax()
+
+
+def _cut(samples: Tensor, frame_count: int, start: int, stop: int) -> Tensor:
+    """Frames [start, stop) of a recording of ``frame_count`` frames with edges, (1, 200 + n x 640 + 200).
+
+    Edges are the sound beside them, and its mirror image at the recording's ends; no more than these frames is copied.
+    """
+    left, right = EDGE_SAMPLES * (start == 0), EDGE_SAMPLES * (stop == frame_count)
+    first, last = start * FRAME_SAMPLES - EDGE_SAMPLES + left, stop * FRAME_SAMPLES + EDGE_SAMPLES - right
+    heard = samples[first:last].float()
+    heard = F.pad(heard, (0, last - first - heard.shape[0]))[None]
+    return F.pad(heard, (left, right), mode="reflect")

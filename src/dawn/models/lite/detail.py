@@ -1,0 +1,175 @@
+"""Detail painter: a second look at the mouth and the eyes.
+
+Warping cannot show what the source hides (teeth behind shut lips, lids over open eyes), and at 128 pixels a mouth is twenty
+pixels of a picture whose every part the decoder has to paint. Small networks here repaint windows around lips and
+eyes of the decoded frame, told where the contours are to be and what the source shows there. (An addition to the paper,
+whose generator leaves this to one decoder; see docs/log.md.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dawn.config import DetailConfig
+from dawn.face import mesh as lm
+from dawn.models.blocks import DownBlock, ResBlock, SameBlock, UpBlock
+from dawn.models.lite.regions import inside_polygon, opening_growth
+
+REFERENCE_SIZE_PX = 128
+"""The picture size for which the configuration's windows are given."""
+
+
+class Window(NamedTuple):
+    """Pixels of one window in each picture of a batch: columns (B, w), rows (B, h)."""
+
+    columns: Tensor
+    rows: Tensor
+
+    def cells(self) -> tuple[Tensor, Tensor, Tensor]:
+        batch = torch.arange(len(self.rows), device=self.rows.device)[:, None, None]
+        return batch, self.rows[:, :, None], self.columns[:, None, :]
+
+    def cut(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) → (B, C, h, w)."""
+        return images.permute(0, 2, 3, 1)[self.cells()].permute(0, 3, 1, 2)
+
+
+def place_window(points: Tensor, size: int, width: int, height: int) -> Window:
+    """The window of width x height pixels around points (B, V, 2) in crop units, moved inside a size x size picture."""
+    centre = ((points.amin(1) + points.amax(1)) / 2 + 1) * (size / 2)
+    extent = centre.new_tensor([width, height])
+    start = (centre - extent / 2).round().clamp_min(0)
+    start = torch.minimum(start, size - extent).long()
+    across, down = (torch.arange(n, device=points.device) for n in (width, height))
+    return Window(start[:, :1] + across, start[:, 1:] + down)
+
+
+class WindowPainter(nn.Module):
+    """Changes (B, 3, h, w) to a window from what is known of it (B, C, h, w). A cell is ``patch`` x ``patch`` pixels."""
+
+    def __init__(self, in_channels: int, width: int, res_blocks: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.first = SameBlock(patch**2 * in_channels, width)
+        self.down = DownBlock(width, 2 * width, pool_first=True)
+        self.middle = nn.Sequential(*(ResBlock(2 * width) for _ in range(res_blocks)))
+        self.up = UpBlock(2 * width, width)
+        self.join = SameBlock(2 * width, width)
+        self.last = nn.Conv2d(width, 3 * patch**2, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(F.pixel_unshuffle(x, self.patch))
+        h = self.join(torch.cat((self.up(self.middle(self.down(h))), h), 1))
+        return F.pixel_shuffle(self.last(h), self.patch)
+
+
+class Organ(NamedTuple):
+    """What is painted: its contours (the first is the opening), whether it is seen in a mirror, which painter."""
+
+    name: str
+    contours: tuple[tuple[int, ...], ...]
+    mirrored: bool
+    painter: str
+
+
+ORGANS = (
+    Organ("mouth", (lm.INNER_LIPS, lm.OUTER_LIPS), False, "mouth"),
+    Organ("right_eye", (lm.RIGHT_EYE,), False, "eye"),
+    Organ("left_eye", (lm.LEFT_EYE,), True, "eye"),
+)
+SOFTNESS_PX = 0.4
+"""Softness of drawn contours."""
+FEW_PX = 16.0
+"""Openings of so many pixels (at 128) may be nothing but a softened line."""
+PAINTED_FLOOR = 0.1
+"""Share of the mouth's painting that is kept where its opening stays as the source has it."""
+
+
+class DetailPainter(nn.Module):
+    """Repaints mouth and eyes of decoded frames; the left eye is painted as the mirrored right one."""
+
+    def __init__(self, config: DetailConfig, size: int) -> None:
+        super().__init__()
+        self.size = size
+        scale = size // REFERENCE_SIZE_PX if size >= REFERENCE_SIZE_PX else 1
+        self.windows = {
+            "mouth": tuple(min(size, scale * n) for n in config.mouth_window_px),
+            "eye": tuple(min(size, scale * n) for n in config.eye_window_px),
+        }
+        # frame, source, contours of both, place relative to the organ (2)
+        self.mouth = WindowPainter(6 + 2 * 2 + 2, config.mouth_width, config.res_blocks, 2 * scale)
+        self.eye = WindowPainter(6 + 2 * 1 + 2, config.eye_width, config.res_blocks, 2 * scale)
+
+    def place(self, organ: Organ, landmarks: Tensor) -> Window:
+        """The organ's window for landmarks (B, 478, 2 or 3) in crop units."""
+        width, height = self.windows[organ.painter]
+        return place_window(landmarks[:, list(organ.contours[-1]), :2], self.size, width, height)
+
+    def draw(self, organ: Organ, landmarks: Tensor, window: Window) -> Tensor:
+        """The organ's contours in its window, (B, len(organ.contours), h, w)."""
+        cells = (landmarks[..., :2] + 1) * (self.size / 2)
+        x, y = window.columns + 0.5, window.rows + 0.5
+        return torch.stack([inside_polygon(x, y, cells[:, list(c)], SOFTNESS_PX) for c in organ.contours], 1)
+
+    def look(self, image: Tensor, landmarks: Tensor) -> tuple[Tensor, ...]:
+        """What the source shows: for every organ picture and contours (B, 3 + G, h, w). Computed once a portrait."""
+        seen = []
+        for organ in ORGANS:
+            window = self.place(organ, landmarks)
+            seen.append(torch.cat((window.cut(image), self.draw(organ, landmarks, window)), 1))
+        return tuple(seen)
+
+    def forward(self, frame: Tensor, landmarks: Tensor, source: tuple[Tensor, ...]) -> Tensor:
+        """frame (B, 3, S, S) as decoded; landmarks (B, 478, 2 or 3) driving; source from ``look`` → frame (B, 3, S, S)."""
+        out = frame.permute(0, 2, 3, 1).clone()
+        for organ, seen in zip(ORGANS, source, strict=True):
+            window = self.place(organ, landmarks)
+            here, wanted = window.cut(frame), self.draw(organ, landmarks, window)
+            known = torch.cat((here, wanted, self._relative(organ, landmarks, window), seen), 1)
+            change = self._paint(organ, known)
+            if organ.painter == "mouth":
+                change = change * self._doubt(wanted[:, 0], seen[:, 3])
+            out[window.cells()] = (here + change * _feather(change)).permute(0, 2, 3, 1)
+        return out.permute(0, 3, 1, 2)
+
+    def _paint(self, organ: Organ, known: Tensor) -> Tensor:
+        painter = self.mouth if organ.painter == "mouth" else self.eye
+        return painter(known.flip(-1)).flip(-1) if organ.mirrored else painter(known)
+
+    def _doubt(self, wanted: Tensor, shown: Tensor) -> Tensor:
+        """How far the warp cannot be right about a mouth, (B, 1, 1, 1): its opening (B, h, w) has to grow or to close.
+
+        Where the source shows as much of the mouth as is wanted, its own teeth are better than painted ones.
+        """
+        areas = torch.stack((wanted.sum((1, 2)), shown.sum((1, 2))))
+        changed = opening_growth(areas.amin(0), areas.amax(0), FEW_PX * (self.size / REFERENCE_SIZE_PX) ** 2)
+        return (PAINTED_FLOOR + (1 - PAINTED_FLOOR) * changed)[:, None, None, None]
+
+    def _relative(self, organ: Organ, landmarks: Tensor, window: Window) -> Tensor:
+        """Place of every pixel relative to the organ's middle, in widths of the organ: (B, 2, h, w)."""
+        points = (landmarks[:, list(organ.contours[-1]), :2] + 1) * (self.size / 2)
+        low, high = points.amin(1), points.amax(1)
+        middle, width = (low + high) / 2, (high - low)[:, :1].clamp_min(1)
+        x = (window.columns + 0.5 - middle[:, :1]) / width
+        y = (window.rows + 0.5 - middle[:, 1:]) / width
+        x = -x if organ.mirrored else x
+        shape = (-1, window.rows.shape[1], window.columns.shape[1])
+        return torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), 1)
+
+
+def _feather(like: Tensor) -> Tensor:
+    """1 inside, falling to 0 over the outer three pixels: (1, 1, h, w)."""
+    height, width = like.shape[2:]
+
+    def ramp(n: int) -> Tensor:
+        edge = torch.arange(n, device=like.device, dtype=like.dtype) + 0.5
+        return (torch.minimum(edge, n - edge) / 3).clamp(max=1)
+
+    return (ramp(height)[:, None] * ramp(width))[None, None]

@@ -1,0 +1,132 @@
+"""The ``lite`` motion space: expression coefficients, and the way from them to driving landmarks.
+
+Expression is what remains of facial motion when pose is taken out: the change of the pose-free shape against the source
+face, in principal components. Lower and upper face have components of their own, so that lips and lids do not move
+each other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dawn.config import MotionSpaceConfig
+from dawn.engines.rules import CLOSING, CLOSING_BELOW, keep_lips_apart
+from dawn.face import mesh as lm
+from dawn.face.geometry import add_pose, apply_pose, eye_aspect_ratio, lip_aperture
+
+LIP_EMPHASIS = 4.0
+"""Weight of lip landmarks in the fit of the components, so that few components hold them to a fraction of a pixel."""
+EYE_EMPHASIS = 4.0
+
+
+def split_landmarks(mean_face: Tensor) -> tuple[list[int], list[int]]:
+    """(lower, upper): every landmark belongs to one half, divided just above the nostrils."""
+    line = float(mean_face[2, 1]) - 0.05
+    lower = [i for i in range(len(mean_face)) if mean_face[i, 1] > line]
+    return lower, [i for i in range(len(mean_face)) if i not in set(lower)]
+
+
+class MotionSpace(nn.Module):
+    """Linear code of pose-free shape changes. All numbers are buffers, fitted once by ``fit``, saved with the model."""
+
+    mean_face: Tensor
+    basis: Tensor
+    encoder: Tensor
+    scale: Tensor
+    identity_scale: Tensor
+    pose_scale: Tensor
+
+    def __init__(self, config: MotionSpaceConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.size
+        self.register_buffer("mean_face", torch.zeros(478, 3))
+        self.register_buffer("basis", torch.zeros(size, 478 * 3))
+        self.register_buffer("encoder", torch.zeros(478 * 3, size))
+        self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("identity_scale", torch.ones(size))
+        self.register_buffer("pose_scale", torch.ones(6))
+
+    @property
+    def lower(self) -> slice:
+        return slice(0, self.config.lower)
+
+    @property
+    def upper(self) -> slice:
+        return slice(self.config.lower, self.config.size)
+
+    def fit(self, mean_face: Tensor, shapes: list[Tensor], pose_changes: Tensor) -> dict[str, float]:
+        """Fit the components to the clips' pose-free shapes, a list of (T, 478, 3); returns the variance held.
+
+        pose_changes: (M, 6) changes of pose within clips, for the units in which the networks see pose.
+        """
+        self.mean_face.copy_(mean_face)
+        changes = torch.cat([s - s.mean(0) for s in shapes]).flatten(1)
+        weight = torch.ones(478)
+        weight[list(lm.LIPS)] = LIP_EMPHASIS
+        weight[list(lm.RIGHT_EYE + lm.LEFT_EYE)] = EYE_EMPHASIS
+        weight = weight.sqrt().repeat_interleave(3)
+        held = {}
+        self.basis.zero_()
+        self.encoder.zero_()
+        for name, part, points in zip(("lower", "upper"), (self.lower, self.upper), split_landmarks(mean_face), strict=True):
+            columns = torch.tensor(points)[:, None].mul(3).add(torch.arange(3)).flatten()
+            data = changes[:, columns] * weight[columns]
+            _, values, vectors = torch.linalg.svd(data.T @ data)
+            count = part.stop - part.start
+            self.basis[part, columns] = vectors[:count] / weight[columns]
+            self.encoder[columns, part] = (vectors[:count] * weight[columns]).T
+            held[name] = float(values[:count].sum() / values.sum())
+        codes = [s.flatten(1) @ self.encoder for s in shapes]
+        # The coding is of differences of two frames of one clip; its spread is sqrt(2) times that around the mean.
+        self.scale.copy_(torch.cat([c - c.mean(0) for c in codes]).std(0) * 2**0.5)
+        self.identity_scale.copy_(torch.stack([c.mean(0) for c in codes]).std(0))
+        self.pose_scale.copy_(pose_changes.std(0))
+        return held
+
+    def encode(self, shape: Tensor, source_shape: Tensor) -> Tensor:
+        """(..., T, 478, 3) against (..., 478, 3) -> normalised coefficients (..., T, K)."""
+        return (shape - source_shape.unsqueeze(-3)).flatten(-2) @ self.encoder / self.scale
+
+    def describe_source(self, source_shape: Tensor) -> Tensor:
+        """What the networks are told of the source face, (..., 478, 3) -> (..., K + 2): coefficients, mouth, eyes."""
+        code = (source_shape - self.mean_face).flatten(-2) @ self.encoder / self.identity_scale
+        mouth = lip_aperture(source_shape)[..., None] / 0.1
+        eyes = eye_aspect_ratio(source_shape).mean(-1, keepdim=True) / 0.3
+        return torch.cat((code, mouth, eyes), -1)
+
+    def shapes(self, expression: Tensor, source_shape: Tensor) -> Tensor:
+        """Coefficients (T, K) on a source shape (478, 3) -> pose-free shapes (T, 478, 3), lips kept from crossing."""
+        change = (expression * self.scale) @ self.basis
+        return keep_lips_apart(source_shape + change.unflatten(-1, (478, 3)))
+
+    def opening_direction(self) -> Tensor:
+        """The likeliest change of the coefficients that opens the lips by one eye distance, (K,): lower face only.
+
+        Coefficients are of unit variance, so the likeliest change is the shortest one.
+        """
+        upper, lower = (torch.tensor([pair[k] for pair in lm.INNER_LIP_PAIRS]) * 3 + 1 for k in range(2))
+        row = self.scale * (self.basis[:, lower] - self.basis[:, upper]).mean(1)
+        row = row * (torch.arange(len(row), device=row.device) < self.config.lower)
+        return row / row.square().sum().clamp_min(1e-12)
+
+    def close_lips(self, expression: Tensor, source_shape: Tensor) -> Tensor:
+        """Coefficients (T, K) whose small lip openings are made smaller still; wide ones stay.
+
+        The mean over what a moment's sound may look like is never a shut mouth, while speakers shut theirs for every
+        fifth frame. An opening a becomes a - ``CLOSING`` exp(-(a / ``CLOSING_BELOW``)^2), and not less than nothing.
+        """
+        opening = lip_aperture(self.shapes(expression, source_shape)).clamp_min(0)
+        less = (CLOSING * torch.exp(-(opening / CLOSING_BELOW).square())).minimum(opening)
+        return expression - less[:, None] * self.opening_direction()
+
+    def landmarks(self, pose_change: Tensor, expression: Tensor, source_shape: Tensor, source_pose: Tensor) -> Tensor:
+        """Driving landmarks (T, 478, 3) in crop units: pose(source shape + expression)."""
+        return apply_pose(self.shapes(expression, source_shape), add_pose(source_pose, pose_change))
+
+    def lower_at_rest(self, shape: Tensor, closed: Tensor) -> Tensor:
+        """Lower-face coefficients (K_lower) that bring ``shape`` (478, 3) to another shape, e.g. the closed mouth."""
+        return self.encode(closed[None], shape)[0, self.lower]
+
+

@@ -1,0 +1,24 @@
+"""All networks of a published preset together."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dawn.config import PaperPresetConfig
+from dawn.models.paper.a2v import A2VUNet
+from dawn.models.paper.face_mask import MaskEncoder
+from dawn.models.paper.lfg import PaperLFG
+from dawn.models.paper.pbnet import PublishedPBNet
+
+
+class PaperBundle(nn.Module):
+    """The parts of a preset of the published model, named as their weight files are; the speech encoder is not among them."""
+
+    def __init__(self, config: PaperPresetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = A2VUNet(config.unet)
+        self.mask = MaskEncoder(out=config.unet.mask_size)
+        self.lfg = PaperLFG(config.lfg)
+        self.pose = PublishedPBNet(config.pose)
+        self.blink = PublishedPBNet(config.blink)

@@ -1,0 +1,1 @@
+"""From motion to the pictures that are shown."""

@@ -1,0 +1,1 @@
+"""The laboratory: training, evaluation, conversion of published files."""

@@ -1,0 +1,1 @@
+"""Measuring presets on prepared clips."""

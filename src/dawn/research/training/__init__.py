@@ -1,0 +1,1 @@
+"""Training: one loop, a recipe for each network."""
