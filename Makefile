@@ -28,6 +28,7 @@ test-ray: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:

@@ -79,8 +79,10 @@ def learn(store: MotionStore, people: set[str], steps: int, seed: int) -> Openin
 @torch.no_grad()
 def judged(network: OpeningNet, store: MotionStore) -> float:
     made = [network(store.audio(i)[None])[0] for i in range(len(store))]
-    sums = [correlation_sums(m[: len(s)].numpy(), s.aperture[: len(m)].numpy())
-            for m, s in zip(made, store.sequences, strict=True)]  # fmt: skip
+    sums = [
+        correlation_sums(m[: len(s)].numpy(), s.aperture[: len(m)].numpy())
+        for m, s in zip(made, store.sequences, strict=True)
+    ]
     return correlation(sum(sums))
 
 
@@ -110,8 +112,11 @@ def main() -> None:
             minutes.append(sum(lengths) / FPS / 60)
             found.append(judged(learn(store, people, args.steps, draw), judge))
         each = ", ".join(f"{r:.3f}" for r in found)
-        print(f"{count:6d} {sum(clips) / len(clips):6.0f} {sum(minutes) / len(minutes):8.1f}  "
-              f"{sum(found) / len(found):.3f} ({each})", flush=True)  # fmt: skip
+        print(
+            f"{count:6d} {sum(clips) / len(clips):6.0f} {sum(minutes) / len(minutes):8.1f}  "
+            f"{sum(found) / len(found):.3f} ({each})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

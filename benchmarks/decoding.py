@@ -1,6 +1,6 @@
 """Where the time of decoding goes, side by side in one run: batch norms folded or not, layouts, frames a batch.
 
-    python benchmarks/decoding.py [--preset lite-128] [--frames 64]
+python benchmarks/decoding.py [--preset lite-128] [--frames 64]
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     args = parser.parse_args()
     torch.manual_seed(0)
-    config = PaperPresetConfig(name="random", lfg=PaperLFGConfig(image_size_px=args.size),
-                               unet=UNetConfig(latent_size=args.size // 4))  # fmt: skip
+    config = PaperPresetConfig(
+        name="random", lfg=PaperLFGConfig(image_size_px=args.size), unet=UNetConfig(latent_size=args.size // 4)
+    )
     engine = PaperEngine(PaperBundle(config).eval().requires_grad_(False), torch.device(args.device))
     mean = engine.mean_face()
     crop = torch.randint(256, (args.size, args.size, 3), dtype=torch.uint8).numpy()
@@ -49,9 +50,11 @@ def main() -> None:
     for first in range(0, args.frames, BATCH):
         engine.decode(source, face, motion, first, min(first + BATCH, args.frames))[0].cpu()
     done = time.perf_counter()
-    print(f"{args.size} px, {args.frames} frames, {args.sampler} {args.steps} steps, {args.precision}, {args.device}: "
-          f"motion {made - start:.2f} s, decoding {done - made:.2f} s, together {done - start:.2f} s; "
-          f"peak {peak_mb(args.device):.0f} MB, {before:.0f} of them before the clip")  # fmt: skip
+    print(
+        f"{args.size} px, {args.frames} frames, {args.sampler} {args.steps} steps, {args.precision}, {args.device}: "
+        f"motion {made - start:.2f} s, decoding {done - made:.2f} s, together {done - start:.2f} s; "
+        f"peak {peak_mb(args.device):.0f} MB, {before:.0f} of them before the clip"
+    )
 
 
 if __name__ == "__main__":

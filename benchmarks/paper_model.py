@@ -53,7 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--frames-per-chunk", type=int, default=0, help="of the quick path; 0: the whole clip at once")
     parser.add_argument("--compile", action="store_true", help="torch.compile both paths")
-    parser.add_argument("--plain-up-to", type=int, default=200, help="longest clip for the plain path: it needs much memory")
+    parser.add_argument(
+        "--plain-up-to", type=int, default=200, help="longest clip for the plain path: it needs much memory"
+    )
     parser.add_argument("--peak-of", choices=PATHS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -72,9 +74,13 @@ def clip_for(args: argparse.Namespace, frames: int, config: UNetConfig, dtype: t
         return torch.randn(shape, generator=random).to(args.device, dtype)
 
     sizes = config.audio_size + config.pose_size + config.eye_size
-    return Clip(noise(1, 3, frames, args.side, args.side), torch.full((1,), 500, device=args.device),
-                noise(1, config.source_size, args.side, args.side).relu(),
-                noise(1, config.mask_size, args.side, args.side).relu(), noise(1, frames, sizes))  # fmt: skip
+    return Clip(
+        noise(1, 3, frames, args.side, args.side),
+        torch.full((1,), 500, device=args.device),
+        noise(1, config.source_size, args.side, args.side).relu(),
+        noise(1, config.mask_size, args.side, args.side).relu(),
+        noise(1, frames, sizes),
+    )
 
 
 def step_of(path: str, network: A2VUNet, clip: Clip, compiled: bool) -> Callable[[], Tensor]:
@@ -110,8 +116,15 @@ def peak_mb(device: str) -> float:
 
 def peak_in_own_process(args: argparse.Namespace, path: str, frames: int, dtype: str) -> dict[str, float]:
     """Megabytes before the clip (interpreter, libraries, weights) and at most."""
-    options = {"--peak-of": path, "--frames": frames, "--dtypes": dtype, "--side": args.side, "--device": args.device,
-               "--threads": args.threads, "--frames-per-chunk": args.frames_per_chunk}  # fmt: skip
+    options = {
+        "--peak-of": path,
+        "--frames": frames,
+        "--dtypes": dtype,
+        "--side": args.side,
+        "--device": args.device,
+        "--threads": args.threads,
+        "--frames-per-chunk": args.frames_per_chunk,
+    }
     command = [sys.executable, __file__, *(str(word) for option in options.items() for word in option)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -130,13 +143,17 @@ def print_peak(args: argparse.Namespace) -> None:
 
 def convolution_rate(args: argparse.Namespace, dtype: torch.dtype) -> float:
     """FLOP per second of a 3x3 convolution, channels last, at the network's highest resolution."""
-    x = torch.randn(32, 128, args.side, args.side, device=args.device, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(32, 128, args.side, args.side, device=args.device, dtype=dtype).to(
+        memory_format=torch.channels_last
+    )
     weight = torch.randn(128, 128, 3, 3, device=args.device, dtype=dtype).to(memory_format=torch.channels_last)
     took = [seconds(lambda: F.conv2d(x, weight, padding=1), args.device)[0] for _ in range(8)]
     return 2 * 9 * 128 * x.numel() / statistics.median(took[2:])
 
 
-def attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: object, **__: object) -> int:
+def attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: object, **__: object
+) -> int:
     return sdpa_flop_count(query, key, value)
 
 
@@ -167,13 +184,17 @@ def case(args: argparse.Namespace, frames: int, name: str, rate: float, exact: d
             took[path].append(seconds(steps[path], args.device)[0])
     quick = statistics.median(took["quick"])
     work = flops(step_of("quick", network, clip, compiled=False))
-    print(f"{name:8s} T={frames:4d}  quick {quick:8.3f} s a step, {1e3 * quick / frames:7.1f} ms a frame; "
-          f"{work / 1e12:6.2f} TFLOP, {work / quick / 1e9:6.0f} GFLOP/s = "
-          f"{100 * work / quick / rate:4.0f} % of the convolution rate")  # fmt: skip
+    print(
+        f"{name:8s} T={frames:4d}  quick {quick:8.3f} s a step, {1e3 * quick / frames:7.1f} ms a frame; "
+        f"{work / 1e12:6.2f} TFLOP, {work / quick / 1e9:6.0f} GFLOP/s = "
+        f"{100 * work / quick / rate:4.0f} % of the convolution rate"
+    )
     if "plain" in results:
         plain = statistics.median(took["plain"])
-        print(f"{'':15s}  plain {plain:8.3f} s a step, ratio {plain / quick:5.2f}, "
-              f"largest relative difference {difference(results['quick'], results['plain']):.1e}")  # fmt: skip
+        print(
+            f"{'':15s}  plain {plain:8.3f} s a step, ratio {plain / quick:5.2f}, "
+            f"largest relative difference {difference(results['quick'], results['plain']):.1e}"
+        )
     if name == "float32":
         exact[frames] = results["quick"]
     elif frames in exact:
@@ -195,8 +216,10 @@ def decoding(args: argparse.Namespace, frames: int = 16, batch: int = 4) -> None
     source = network.encode(torch.rand(1, 3, size, size, device=args.device))
     grid = 2 * torch.rand(frames, args.side, args.side, 2, device=args.device) - 1
     occlusion = torch.rand(frames, 1, args.side, args.side, device=args.device)
-    took = [seconds(lambda g=g, o=o: network.decode(source, g, o), args.device)[0]  # type: ignore[misc]
-            for g, o in zip(grid.split(batch), occlusion.split(batch), strict=True)]  # fmt: skip
+    took = [
+        seconds(lambda g=g, o=o: network.decode(source, g, o), args.device)[0]  # type: ignore[misc]
+        for g, o in zip(grid.split(batch), occlusion.split(batch), strict=True)
+    ]
     print(f"decoding {size} px, {batch} frames at a time: {1e3 * statistics.median(took[1:]) / batch:.1f} ms a frame")
 
 
@@ -208,8 +231,10 @@ def main() -> None:
     if args.peak_of:
         print_peak(args)
         return
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, side {args.side}, "
-          f"{args.frames_per_chunk or 'all'} frames a chunk{', compiled' if args.compile else ''}")  # fmt: skip
+    print(
+        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, side {args.side}, "
+        f"{args.frames_per_chunk or 'all'} frames a chunk{', compiled' if args.compile else ''}"
+    )
     exact: dict[int, Tensor] = {}
     for name in args.dtypes:
         rate = convolution_rate(args, DTYPES[name])

@@ -130,7 +130,9 @@ class PlainUNet:
         return self.temporal(h, level.temporal, bias)
 
     def block(self, x: Tensor, block: ResBlock, time: Tensor | None, condition: Tensor | None) -> Tensor:
-        h = F.group_norm(spatial_conv(x, block.conv1), block.norm1.num_groups, block.norm1.weight, block.norm1.bias, 1e-5)
+        h = F.group_norm(
+            spatial_conv(x, block.conv1), block.norm1.num_groups, block.norm1.weight, block.norm1.bias, 1e-5
+        )
         if block.time is not None and time is not None:
             scale, shift = block.time(F.silu(time))[:, :, None, None, None].chunk(2, 1)
             h = h * (scale + 1) + shift
@@ -140,7 +142,9 @@ class PlainUNet:
             parts = condition.split((config.audio_size, config.pose_size, config.eye_size), -1)
             for gate, part in zip(block.conditions.values(), parts, strict=True):
                 h = h + self.cross(x, gate, part)
-        h = F.group_norm(spatial_conv(h, block.conv2), block.norm2.num_groups, block.norm2.weight, block.norm2.bias, 1e-5)
+        h = F.group_norm(
+            spatial_conv(h, block.conv2), block.norm2.num_groups, block.norm2.weight, block.norm2.bias, 1e-5
+        )
         if block.shortcut is not None:
             x = F.conv3d(x, block.shortcut.weight[:, :, None, None, None], block.shortcut.bias)
         return F.silu(h) + x
@@ -149,7 +153,9 @@ class PlainUNet:
         """One condition (B, T, size) -> (B, out, T, H, W)."""
         batch, _, frames, height, width = x.shape
         context = gate.context(F.silu(condition)).flatten(0, 1)[:, None]
-        tokens = channel_norm(x.permute(0, 2, 3, 4, 1).reshape(batch * frames, height * width, -1), gate.norm.weight, -1)
+        tokens = channel_norm(
+            x.permute(0, 2, 3, 4, 1).reshape(batch * frames, height * width, -1), gate.norm.weight, -1
+        )
         query = split_heads(gate.to_query(tokens), gate.heads)
         key, value = (split_heads(part, gate.heads) for part in gate.to_key_value(context).chunk(2, -1))
         null_key, null_value = (part.expand(*key.shape[:2], 1, -1) for part in gate.null_key_value)

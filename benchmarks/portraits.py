@@ -55,9 +55,14 @@ def main() -> None:
         for portrait in args.portraits:
             with FaceTracker() as tracker:
                 asked, seen = openings(model, portrait, speech, tracker)
-            line = "no face is seen" if len(seen) < 3 else (
-                f"r {np.corrcoef(asked, seen)[0, 1]:5.2f}  widest seen {seen.max():.3f}, asked {asked.max():.3f}, "
-                f"least seen {seen.min():.3f}, frames {len(seen)}")  # fmt: skip
+            line = (
+                "no face is seen"
+                if len(seen) < 3
+                else (
+                    f"r {np.corrcoef(asked, seen)[0, 1]:5.2f}  widest seen {seen.max():.3f}, asked {asked.max():.3f}, "
+                    f"least seen {seen.min():.3f}, frames {len(seen)}"
+                )
+            )
             print(f"{preset:10s} {portrait.stem:12s} {line}", flush=True)
 
 

@@ -50,7 +50,12 @@ def streamed(client: httpx.Client, files: dict[str, bytes]) -> dict[str, float]:
         size += sum(map(len, chunks))
     timings = ended(client, number)["timings"]
     whole = len(client.get(f"/v1/jobs/{number}/result").content)
-    return {**{key: timings[key] for key, _ in SHOWN}, "client": waited, "stream_kb": size / 1e3, "file_kb": whole / 1e3}
+    return {
+        **{key: timings[key] for key, _ in SHOWN},
+        "client": waited,
+        "stream_kb": size / 1e3,
+        "file_kb": whole / 1e3,
+    }
 
 
 def ended(client: httpx.Client, number: str) -> dict[str, Any]:
@@ -63,7 +68,9 @@ def ended(client: httpx.Client, number: str) -> dict[str, Any]:
 
 def memory_mib(client: httpx.Client) -> float:
     lines = client.get("/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes")) / (1 << 20)
+    return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes")) / (
+        1 << 20
+    )
 
 
 def measure(client: httpx.Client, args: argparse.Namespace) -> None:
@@ -84,8 +91,10 @@ def measure(client: httpx.Client, args: argparse.Namespace) -> None:
         worst = max(worst, memory_mib(client))
     took = time.perf_counter() - start
     print(f"{args.jobs} jobs of 1 s: {took:.1f} s, {took / args.jobs:.2f} s a job")
-    print(f"  memory of the server: {before:.0f} MiB before, {queued:.0f} with all in the queue, {worst:.0f} at most, "
-          f"{memory_mib(client):.0f} after")  # fmt: skip
+    print(
+        f"  memory of the server: {before:.0f} MiB before, {queued:.0f} with all in the queue, {worst:.0f} at most, "
+        f"{memory_mib(client):.0f} after"
+    )
 
 
 def main() -> None:
@@ -98,7 +107,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = {"port": 0, "preset": args.preset, "data": Path(folder) / "data", "max-queue": args.jobs + 1}
         start = time.perf_counter()
-        command = [sys.executable, "-m", "dawn.apps.cli.main", "serve", *(f"--{name}={value}" for name, value in options.items())]
+        command = [
+            sys.executable,
+            "-m",
+            "dawn.apps.cli.main",
+            "serve",
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             try:
                 assert server.stdout is not None

@@ -22,12 +22,24 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync")  # fmt: skip
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 PATIENCE_MS = 600_000
-STAGES = ("command to its address", "command to the page, portrait and speech can be given",
-          "command to Generate, model loaded", "portrait dropped to face drawn",
-          "Generate to the first preview", "Generate to the finished video")  # fmt: skip
+STAGES = (
+    "command to its address",
+    "command to the page, portrait and speech can be given",
+    "command to Generate, model loaded",
+    "portrait dropped to face drawn",
+    "Generate to the first preview",
+    "Generate to the finished video",
+)
 
 
 def speech_of(seconds: float, path: Path) -> Path:

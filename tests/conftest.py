@@ -25,15 +25,30 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 COEFFICIENTS = 12
 TINY = PresetConfig(
     name="tiny-64",
-    lfg=LFGConfig(image_size_px=64, widths=(8, 12, 16), res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=32,
-                  flow_head_width=16),
+    lfg=LFGConfig(
+        image_size_px=64,
+        widths=(8, 12, 16),
+        res_blocks=1,
+        flow_width=8,
+        flow_depth=2,
+        flow_max_width=32,
+        flow_head_width=16,
+    ),
     motion=MotionSpaceConfig(lower=8, upper=4),
     audio=AudioConfig(width=64, depth=2, layers_used=(2,)),
-    a2v=A2VConfig(audio_size=128, motion_size=COEFFICIENTS, source_size=COEFFICIENTS + 2, width=32, layers=2, heads=2,
-                  window_frames=4),
-    pbnet=PBNetConfig(audio_size=128, width=32, layers=2, heads=2, latent_size=4, window_frames=6,
-                      latent_smoothing_frames=(1.0, 2.0)),
-)  # fmt: skip
+    a2v=A2VConfig(
+        audio_size=128,
+        motion_size=COEFFICIENTS,
+        source_size=COEFFICIENTS + 2,
+        width=32,
+        layers=2,
+        heads=2,
+        window_frames=4,
+    ),
+    pbnet=PBNetConfig(
+        audio_size=128, width=32, layers=2, heads=2, latent_size=4, window_frames=6, latent_smoothing_frames=(1.0, 2.0)
+    ),
+)
 
 
 def random_bundle(config: PresetConfig = TINY, seed: int = 0) -> Bundle:
@@ -65,10 +80,17 @@ def save_hubert(folder: Path, size: int, layers: int) -> Path:
     """A small random HuBERT of the large one's kind, as ``transformers`` saves it. Skips where that is missing."""
     transformers = pytest.importorskip("transformers")
     config = transformers.HubertConfig(
-        hidden_size=size, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * size,
-        feat_extract_norm="layer", conv_dim=(size // 2,) * 7, conv_bias=True, do_stable_layer_norm=True,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
-    )  # fmt: skip
+        hidden_size=size,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * size,
+        feat_extract_norm="layer",
+        conv_dim=(size // 2,) * 7,
+        conv_bias=True,
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(7)
         transformers.HubertModel(config).save_pretrained(folder)

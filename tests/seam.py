@@ -72,7 +72,9 @@ def jump_flicker(frames: Array, photograph: Array, inside: Array) -> float:
     0 where nothing moves at the edge, as in the photograph. Raises: InputError as ``steps_across``, under two frames.
     """
     _need_two(frames)
-    return float(np.abs(np.diff(steps_across(frames, inside), axis=0)).mean() / _photograph_steps(photograph, inside)[1])
+    return float(
+        np.abs(np.diff(steps_across(frames, inside), axis=0)).mean() / _photograph_steps(photograph, inside)[1]
+    )
 
 
 def ring_flicker(frames: Array, ring: Array) -> Float64Array:
@@ -82,7 +84,9 @@ def ring_flicker(frames: Array, ring: Array) -> Float64Array:
     """
     _need_two(frames)
     if frames.shape[1:3] != ring.shape or not ring.any():
-        raise InputError(f"a ring of {int(ring.sum())} pixels in {ring.shape}, frames of {frames.shape[1:3]}: give one size")
+        raise InputError(
+            f"a ring of {int(ring.sum())} pixels in {ring.shape}, frames of {frames.shape[1:3]}: give one size"
+        )
     return np.abs(np.diff([luma(frame[None, ring][None])[0, 0] for frame in frames], axis=0)).mean(1) * 255
 
 

@@ -26,8 +26,10 @@ PATIENCE_S = 120.0
 """For anything that another busy process may slow down."""
 TOKEN = "a-token-of-the-tests-0123456789"
 PORTRAIT, SPEECH = "portrait", "speech"
-BEGUN = (b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-         b"Content-Length: 100000\r\n\r\n--b\r\n")  # fmt: skip
+BEGUN = (
+    b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b"Content-Length: 100000\r\n\r\n--b\r\n"
+)
 """An upload that does not go on."""
 
 
@@ -86,7 +88,9 @@ def refused(answer: Any, status: int, *parts: str) -> dict[str, str]:
     body = answer.json()
     assert list(body) == ["error"] and sorted(body["error"]) == ["message", "type"]
     message = body["error"]["message"]
-    assert "\n" not in message and "/jobs/" not in message.replace("/v1/jobs/", "") and "incoming" not in message, message
+    assert "\n" not in message and "/jobs/" not in message.replace("/v1/jobs/", "") and "incoming" not in message, (
+        message
+    )
     for part in parts:
         assert part in message, message
     return body["error"]
@@ -111,7 +115,9 @@ def serving(model: Any, data: Path, **settings: Any) -> Iterator[Server]:
 def busy(server: Server, long_files: dict[str, bytes]) -> str:
     """A long job that is being decoded."""
     number = server.send(long_files).json()["id"]
-    wait_for(lambda: server.service.live and server.service.live.job.id == number and server.service.live.stage == "decode")
+    wait_for(
+        lambda: server.service.live and server.service.live.job.id == number and server.service.live.stage == "decode"
+    )
     return number
 
 

@@ -39,7 +39,9 @@ def test_all_errors_are_listed() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, errors.DawnError):
-            row = next((line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]), "")
+            row = next(
+                (line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]), ""
+            )
             assert row, f"{name} is not in the table"
             base = kind.__bases__[0].__name__
             assert f"`{base}`" in row.split("|")[2] or base in ("DawnError", "Exception"), row

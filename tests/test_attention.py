@@ -17,8 +17,9 @@ from dawn.models.lite.a2v import A2VTransformer
 from dawn.models.lite.pbnet import PBNet, smooth_noise, smoothing_reach
 
 A2V = A2VConfig(audio_size=12, motion_size=6, source_size=8, width=16, layers=2, heads=2, window_frames=3)
-PB = PBNetConfig(audio_size=12, width=16, layers=2, heads=2, latent_size=3, window_frames=4,
-                 latent_smoothing_frames=(1.0, 3.0))  # fmt: skip
+PB = PBNetConfig(
+    audio_size=12, width=16, layers=2, heads=2, latent_size=3, window_frames=4, latent_smoothing_frames=(1.0, 3.0)
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -107,9 +108,13 @@ def test_attention_reaches_its_window_and_no_further(frames: int) -> None:
 
 def a2v_input(frames: int) -> dict[str, Tensor]:
     g = seeded(7)
-    return {"x": torch.randn(1, frames, 6, generator=g), "time": torch.tensor([0.3]),
-            "audio": torch.randn(1, frames, 12, generator=g), "head": torch.randn(1, frames, 8, generator=g),
-            "source": torch.randn(1, 8, generator=g)}  # fmt: skip
+    return {
+        "x": torch.randn(1, frames, 6, generator=g),
+        "time": torch.tensor([0.3]),
+        "audio": torch.randn(1, frames, 12, generator=g),
+        "head": torch.randn(1, frames, 8, generator=g),
+        "source": torch.randn(1, 8, generator=g),
+    }
 
 
 def run_a2v(network: A2VTransformer, values: dict[str, Tensor]) -> Tensor:

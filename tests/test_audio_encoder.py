@@ -336,7 +336,9 @@ def test_hubert_chunks_with_context_follow_one_pass(hubert: Path, monkeypatch: p
     near, bare = (HubertAudioEncoder(model, context_s).encode(sound, 200) for context_s in (2.0, 0.0))
     spread = (whole - whole.mean(0)).norm(dim=1).mean()
     off_near, off_bare = ((made - whole).norm(dim=1) / spread for made in (near, bare))
-    seam = slice(73, 77)  # the first seam is at frame 75; measured 0.016 near it and at most 0.018, without context 0.34
+    seam = slice(
+        73, 77
+    )  # the first seam is at frame 75; measured 0.016 near it and at most 0.018, without context 0.34
     assert off_near.max() < 0.03
     assert off_bare[seam].max() > 5 * off_near[seam].max()
 
@@ -351,7 +353,9 @@ def test_hubert_in_half_precision_computes_in_float32(hubert: Path, tmp_path: Pa
     torch.testing.assert_close(made, true, atol=0.02, rtol=0)
 
 
-def test_incomplete_and_foreign_huberts_are_refused(hubert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_and_foreign_huberts_are_refused(
+    hubert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def cut(weights: dict[str, Tensor]) -> None:
         weights.pop(next(key for key in weights if "layers.1.attention.q_proj.weight" in key))
 

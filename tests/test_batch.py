@@ -77,13 +77,19 @@ def test_bad_row_in_the_middle_and_resume(batch: Batch, out: Path, folder: Path,
     assert (code, errors) == (2, "") and calls == ["load", 1, 2, 3]
     assert names(out) == ["anna-hello.mp4", "jobs.jsonl", "third.mp4"] and len(decoded(out / "third.mp4")["times"]) == 5
     rows = [line.split() for line in printed.splitlines()]
-    assert [row[:3] for row in rows[1:4]] == [["2", "anna-hello.mp4", "done"], ["3", "anna-gone.mp4", "failed"],
-                                              ["4", "third.mp4", "done"]]  # fmt: skip
+    assert [row[:3] for row in rows[1:4]] == [
+        ["2", "anna-hello.mp4", "done"],
+        ["3", "anna-gone.mp4", "failed"],
+        ["4", "third.mp4", "done"],
+    ]
     assert "gone.wav' does not exist" in printed.splitlines()[2]
     assert printed.splitlines()[-1] == "3 rows: 2 done, 1 failed"
     records = [json.loads(line) for line in (out / "jobs.jsonl").read_text().splitlines()]
-    assert [(r["state"], r["frames"], r["error"] is None) for r in records] == [("done", 5, True), ("failed", 0, False),
-                                                                                ("done", 5, True)]  # fmt: skip
+    assert [(r["state"], r["frames"], r["error"] is None) for r in records] == [
+        ("done", 5, True),
+        ("failed", 0, False),
+        ("done", 5, True),
+    ]
     assert records[0]["seconds"] > 0 and len({r["digest"] for r in records}) == 3
 
     calls.clear()
@@ -100,12 +106,15 @@ def test_bad_row_in_the_middle_and_resume(batch: Batch, out: Path, folder: Path,
 
 
 @pytest.mark.usefixtures("prepared_once")
-def test_only_what_changed_runs_again(batch: Batch, out: Path, folder: Path, tiny_preset: Path, calls: list[Any],
-                                      run: Callable) -> None:  # fmt: skip
+def test_only_what_changed_runs_again(
+    batch: Batch, out: Path, folder: Path, tiny_preset: Path, calls: list[Any], run: Callable
+) -> None:
     assert batch("portrait,speech,seed\nanna.png,hello.wav,1\nanna.png,hello.wav,2\n")[0] == 0
     assert names(out) == ["anna-hello-2.mp4", "anna-hello.mp4", "jobs.jsonl"]
     calls.clear()
-    code, printed, _ = batch("portrait,speech,seed,pose-scale\nanna.png,hello.wav,1,\nanna.png,hello.wav,2,1.5\n", "--json")
+    code, printed, _ = batch(
+        "portrait,speech,seed,pose-scale\nanna.png,hello.wav,1,\nanna.png,hello.wav,2,1.5\n", "--json"
+    )
     assert code == 0 and calls == [2]
     assert [(row["row"], row["kept"]) for row in json.loads(printed)] == [(2, True), (3, False)]
     calls.clear()
@@ -120,8 +129,9 @@ def test_only_what_changed_runs_again(batch: Batch, out: Path, folder: Path, tin
 
 
 @pytest.mark.usefixtures("prepared_once")
-def test_options_reach_the_model(batch: Batch, out: Path, tiny_preset: Path, monkeypatch: pytest.MonkeyPatch,
-                                 folder: Path) -> None:  # fmt: skip
+def test_options_reach_the_model(
+    batch: Batch, out: Path, tiny_preset: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     seen: list[dict[str, Any]] = []
 
     def stop(self: Dawn, *inputs: Any, **options: Any) -> Any:
@@ -131,10 +141,24 @@ def test_options_reach_the_model(batch: Batch, out: Path, tiny_preset: Path, mon
     monkeypatch.setattr(Dawn, "__call__", stop)
     (folder / "own").symlink_to(tiny_preset)
     header = "\ufeffportrait,speech,size,frame,face,still,expression,blink,steps,guidance,preset,allow_silence\n"
-    code, printed, _ = batch(header + 'anna.png,hello.wav,128,full,2,yes,0.5,0,3,1.5,own,1\n\n"anna.png",hello.wav' + "," * 10)
-    assert code == 2 and "unexpected RuntimeError: the moon is full" in printed and "\n    4  anna-hello-2.mp4" in printed
-    assert seen[0] == {"size": 128, "frame": "full", "face": 2, "motion": None, "allow_silence": True, "still": True,
-                       "expression": 0.5, "blink": 0.0, "steps": 3, "guidance": 1.5}  # fmt: skip
+    code, printed, _ = batch(
+        header + 'anna.png,hello.wav,128,full,2,yes,0.5,0,3,1.5,own,1\n\n"anna.png",hello.wav' + "," * 10
+    )
+    assert (
+        code == 2 and "unexpected RuntimeError: the moon is full" in printed and "\n    4  anna-hello-2.mp4" in printed
+    )
+    assert seen[0] == {
+        "size": 128,
+        "frame": "full",
+        "face": 2,
+        "motion": None,
+        "allow_silence": True,
+        "still": True,
+        "expression": 0.5,
+        "blink": 0.0,
+        "steps": 3,
+        "guidance": 1.5,
+    }
     assert seen[1] == {"size": None, "frame": "crop", "face": None, "motion": None, "allow_silence": False}
 
 
@@ -279,10 +303,14 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         state.down += 1
 
     module.__dict__.update(
-        init=init, remote=remote, get=get, shutdown=shutdown, exceptions=SimpleNamespace(RayError=RayError),
+        init=init,
+        remote=remote,
+        get=get,
+        shutdown=shutdown,
+        exceptions=SimpleNamespace(RayError=RayError),
         wait=lambda waiting, num_returns: (waiting[-num_returns:], waiting[:-num_returns]),
         cluster_resources=lambda: {"GPU": state.gpus} if state.gpus else {},
-    )  # fmt: skip
+    )
     monkeypatch.setitem(sys.modules, "ray", module)
     return state
 
@@ -291,7 +319,11 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_ray_rows(batch: Batch, out: Path, fake_ray: SimpleNamespace, calls: list[Any]) -> None:
     fake_ray.fate[3] = RayError("worker died\nof cold")
     code, printed, errors = batch(THREE.format("hello.wav"), "--ray", "10.0.0.1:6379")
-    assert (code, errors) == (2, "") and "the worker failed: worker died of cold" in printed and "2 done, 1 failed" in printed
+    assert (
+        (code, errors) == (2, "")
+        and "the worker failed: worker died of cold" in printed
+        and "2 done, 1 failed" in printed
+    )
     assert fake_ray.address == "10.0.0.1:6379" and fake_ray.down == 1
     assert fake_ray.options == {"max_retries": 3, "num_cpus": 1, "num_gpus": 0}
     assert names(out) == ["anna-hello.mp4", "jobs.jsonl", "third.mp4"]
@@ -305,8 +337,11 @@ def test_ray_misfortunes(batch: Batch, out: Path, fake_ray: SimpleNamespace, mon
         raise RayError("gone")
 
     lines = THREE.format("hello.wav")
-    for words, parts in ((("nowhere:1",), ["no Ray cluster", "nobody answers"]), (("a:1", "--device", "cuda"), ["none"]),
-                         (("a:1", "--device", "cuda:1"), ["cuda:1"])):  # fmt: skip
+    for words, parts in (
+        (("nowhere:1",), ["no Ray cluster", "nobody answers"]),
+        (("a:1", "--device", "cuda"), ["none"]),
+        (("a:1", "--device", "cuda:1"), ["cuda:1"]),
+    ):
         code, printed, errors = batch(lines, "--ray", *words)
         assert code == 2 and not printed and errors.count("\n") == 1 and all(part in errors for part in parts)
     with monkeypatch.context() as patch:
@@ -329,8 +364,7 @@ def test_ray_misfortunes(batch: Batch, out: Path, fake_ray: SimpleNamespace, mon
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_real_ray_loses_no_row(folder: Path, out: Path, tiny_preset: Path,
-                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_real_ray_loses_no_row(folder: Path, out: Path, tiny_preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers of a local Ray, with the real tracker; one is killed while it works on a row."""
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [*sys.path])))
@@ -339,8 +373,9 @@ def test_real_ray_loses_no_row(folder: Path, out: Path, tiny_preset: Path,
     monkeypatch.setattr(ray, "init", lambda **options: init(num_cpus=2, **options))
     samples, rate_hz = example_sound()
     write_wav(folder / "long.wav", np.resize(samples, 8 * rate_hz), rate_hz)
-    (folder / "jobs.csv").write_text("portrait,speech,seed\n" + "".join(f"anna.png,long.wav,{n}\n" for n in range(4))
-                                     + "anna.png,gone.wav,0\n")  # fmt: skip
+    (folder / "jobs.csv").write_text(
+        "portrait,speech,seed\n" + "".join(f"anna.png,long.wav,{n}\n" for n in range(4)) + "anna.png,gone.wav,0\n"
+    )
     killed: list[int] = []
 
     def kill() -> None:
@@ -352,7 +387,9 @@ def test_real_ray_loses_no_row(folder: Path, out: Path, tiny_preset: Path,
             # A file in the folder of unfinished rows: somebody is at work.
             if list(out.glob(".dawn-*/.dawn-*.mp4")):
                 for process in psutil.Process().children(recursive=True):
-                    if not killed and " ".join(process.cmdline()).startswith("ray::make"):  # Ray's title of a busy worker
+                    if not killed and " ".join(process.cmdline()).startswith(
+                        "ray::make"
+                    ):  # Ray's title of a busy worker
                         process.kill()
                         killed.append(process.pid)
 
@@ -364,4 +401,6 @@ def test_real_ray_loses_no_row(folder: Path, out: Path, tiny_preset: Path,
     assert [result.state for result in results] == ["done"] * 4 + ["failed"], results
     assert names(out) == ["anna-long-2.mp4", "anna-long-3.mp4", "anna-long-4.mp4", "anna-long.mp4", "jobs.jsonl"]
     assert {len(decoded(out / result.output)["times"]) for result in results[:4]} == {200}
-    assert all(result.kept for result in run_batch(folder / "jobs.csv", out, str(tiny_preset), "cpu", ray_address="local"))
+    assert all(
+        result.kept for result in run_batch(folder / "jobs.csv", out, str(tiny_preset), "cpu", ray_address="local")
+    )

@@ -45,7 +45,9 @@ def test_choice_counts_from_the_left(tmp_path: Path, portrait_path: Path, tiny_m
 @pytest.mark.parametrize(
     ("rate_hz", "codec", "sample_format"), [(16_000, "pcm_u8", "u8"), (96_000, "pcm_s24le", "s32")], ids=["8", "24"]
 )
-def test_rare_sound_is_fine(run: Callable, out: Path, tmp_path: Path, rate_hz: int, codec: str, sample_format: str) -> None:
+def test_rare_sound_is_fine(
+    run: Callable, out: Path, tmp_path: Path, rate_hz: int, codec: str, sample_format: str
+) -> None:
     speech = write_sound(tmp_path / "in.wav", tone(rate_hz, 0.5), rate_hz, codec, sample_format)
     assert run("generate", "x.png", speech, "--quiet") == (0, "", "")
     assert len(decoded(out / "out.mp4")["times"]) == 13
@@ -60,11 +62,23 @@ def test_silence_on_request(run: Callable, tmp_path: Path) -> None:
 def test_generate(run: Callable, out: Path, tmp_path: Path, portrait_path: Path, speech_path: Path) -> None:
     """The whole way, with the real tracker: not a line of native noise, every stage timed."""
     motion = out / "m.json"
-    code, printed, errors = run("generate", portrait_path, speech_path, "--seed", 1, "--motion-out", motion, "--size", 128)
+    code, printed, errors = run(
+        "generate", portrait_path, speech_path, "--seed", 1, "--motion-out", motion, "--size", 128
+    )
     assert (code, errors) == (0, "")
     assert "21 frames, 0.84 s, 128 x 128 px" in printed
-    for word in ("load model", "audio in", "track", "audio features", "motion", "decode", "video", "frames/s",
-                 "x real time", "peak memory"):  # fmt: skip
+    for word in (
+        "load model",
+        "audio in",
+        "track",
+        "audio features",
+        "motion",
+        "decode",
+        "video",
+        "frames/s",
+        "x real time",
+        "peak memory",
+    ):
         assert word in printed
     assert len(load_motion(motion)) == 21
     assert sorted(path.name for path in out.iterdir()) == ["m.json", "out.mp4"]
@@ -146,8 +160,23 @@ def test_help_is_instant_and_version(capfd: Output) -> None:
     assert capfd.readouterr().out == f"dawn {__version__}\n"
     code = "import sys; from dawn.apps.cli.main import main; main(['generate', '--help']); sys.stderr.write(repr([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for option in ("--seed", "--steps", "--guidance", "--pose-scale", "--blink", "--still", "--expression", "--size",
-                   "--motion-out", "--motion-in", "--face", "--allow-silence", "--device", "--preset", "--quiet"):  # fmt: skip
+    for option in (
+        "--seed",
+        "--steps",
+        "--guidance",
+        "--pose-scale",
+        "--blink",
+        "--still",
+        "--expression",
+        "--size",
+        "--motion-out",
+        "--motion-in",
+        "--face",
+        "--allow-silence",
+        "--device",
+        "--preset",
+        "--quiet",
+    ):
         assert option in done.stdout
     assert not [name for name in ("torch", "numpy", "av", "mediapipe", "tqdm") if f"'{name}'" in done.stderr]
 
@@ -162,7 +191,16 @@ def test_prepare(tmp_path: Path, portrait_path: Path) -> None:
             for frame in frames:
                 writer.write(frame)
     (tmp_path / "people.csv").write_text("file,person\nface.mp4,Eileen\n")
-    command = [sys.executable, "-m", "dawn.apps.cli.main", "prepare", str(videos), str(tmp_path / "clips"), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "dawn.apps.cli.main",
+        "prepare",
+        str(videos),
+        str(tmp_path / "clips"),
+        "--workers",
+        "1",
+    ]
     command += ["--people", str(tmp_path / "people.csv"), "--size", "64"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr

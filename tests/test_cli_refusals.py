@@ -80,7 +80,9 @@ def bad_portrait(kind: str, folder: Path, portrait: Path) -> tuple[Path, list[st
     "kind",
     ["missing", "folder", "text", "truncated", "wide", "no face", "three faces", "cartoon", "tiny face"],
 )
-def test_bad_portrait(run: Callable, out: Path, tmp_path: Path, portrait_path: Path, speech_path: Path, kind: str) -> None:
+def test_bad_portrait(
+    run: Callable, out: Path, tmp_path: Path, portrait_path: Path, speech_path: Path, kind: str
+) -> None:
     portrait, parts = bad_portrait(kind, tmp_path, portrait_path)
     refused(run("generate", portrait, speech_path), out, *parts)
 
@@ -103,8 +105,9 @@ class TurnedTracker:
         return [TrackedFace(((points + np.array([1, 1, 0])) * side / 2).astype(np.float32), np.zeros(52, np.float32))]
 
 
-def test_profile(run: Callable, out: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, portrait_path: Path,
-                 speech_path: Path) -> None:  # fmt: skip
+def test_profile(
+    run: Callable, out: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, portrait_path: Path, speech_path: Path
+) -> None:
     monkeypatch.setattr(TurnedTracker, "mean_face", tiny_model.bundle.motion.mean_face, raising=False)
     monkeypatch.setattr(dawn.pipeline, "FaceTracker", TurnedTracker)
     refused(run("generate", portrait_path, speech_path), out, "yaw 60°", "at most 40°", "looks towards the camera")
@@ -266,8 +269,15 @@ def test_bad_preset(run: Callable, out: Path, tmp_path: Path, tiny_preset: Path)
         (["--motion-in", "wrong.json"], ["wrong.json", "pose has the shape (1, 5)", "is needed"]),
     ],
 )
-def test_bad_option(run: Callable, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech_path: Path,
-                    options: list[str], parts: list[str]) -> None:  # fmt: skip
+def test_bad_option(
+    run: Callable,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    speech_path: Path,
+    options: list[str],
+    parts: list[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "bad.json", b"{")
     motion = {"format": "dawn-motion-1", "fps": 25, "pose": [[0] * 5], "blink": [[0, 0]], "expression": [[0] * 12]}
@@ -288,14 +298,19 @@ def test_bad_option(run: Callable, out: Path, tmp_path: Path, monkeypatch: pytes
         (["train", "lfg", "--data", "gone", "--out", "r", "--set", "model.widths=3"], ["widths = '3'"]),
         (["train", "a2v", "--data", "gone", "--out", "r"], ["a2v needs the audio encoder", "--audio"]),
         (["train", "hair", "--data", "gone", "--out", "r"], ["'hair'", "lfg", "--help"]),
-        (["pack", "p", "-o", "kept", *(w for p in PARTS for w in (f"--{p}", "no"))],
-         ["no/lfg.json", "not readable"]),
+        (["pack", "p", "-o", "kept", *(w for p in PARTS for w in (f"--{p}", "no"))], ["no/lfg.json", "not readable"]),
         (["evaluate", "clips", "--sface", "gone.safetensors"], ["gone.safetensors", "not found"]),
     ],
     ids=lambda value: " ".join(value[:2]) if value and isinstance(value, list) else None,
-)  # fmt: skip
-def test_bad_command(capfd: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_preset: Path, words: list[str],
-                     parts: list[str]) -> None:  # fmt: skip
+)
+def test_bad_command(
+    capfd: Output,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_preset: Path,
+    words: list[str],
+    parts: list[str],
+) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)

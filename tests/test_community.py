@@ -57,18 +57,29 @@ def test_inception_has_the_published_entries() -> None:
     """94 convolutions with norms, and a classifier; 21,785,568 weights without it, as all Inception-v3s have."""
     shapes = layout(FIDInception)
     assert len(shapes) == 94 * 5 + 2
-    weights = sum(math.prod(shape) for key, shape in shapes.items() if "running" not in key and not key.startswith("fc."))
+    weights = sum(
+        math.prod(shape) for key, shape in shapes.items() if "running" not in key and not key.startswith("fc.")
+    )
     assert weights == 21_785_568
     published = {
-        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3), "Conv2d_4a_3x3.bn.running_var": (192,),
-        "Mixed_5b.branch_pool.conv.weight": (32, 192, 1, 1), "Mixed_5d.branch5x5_2.conv.weight": (64, 48, 5, 5),
-        "Mixed_5c.branch3x3dbl_3.bn.bias": (96,), "Mixed_6a.branch3x3.conv.weight": (384, 288, 3, 3),
-        "Mixed_6b.branch7x7_2.conv.weight": (128, 128, 1, 7), "Mixed_6d.branch7x7_3.conv.weight": (192, 160, 7, 1),
-        "Mixed_6e.branch7x7dbl_4.conv.weight": (192, 192, 7, 1), "Mixed_6c.branch7x7dbl_5.conv.weight": (192, 160, 1, 7),
-        "Mixed_7a.branch7x7x3_4.conv.weight": (192, 192, 3, 3), "Mixed_7b.branch1x1.conv.weight": (320, 1280, 1, 1),
-        "Mixed_7c.branch3x3_2a.conv.weight": (384, 384, 1, 3), "Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1),
-        "Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1), "fc.weight": (1008, 2048), "fc.bias": (1008,),
-    }  # fmt: skip
+        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
+        "Conv2d_4a_3x3.bn.running_var": (192,),
+        "Mixed_5b.branch_pool.conv.weight": (32, 192, 1, 1),
+        "Mixed_5d.branch5x5_2.conv.weight": (64, 48, 5, 5),
+        "Mixed_5c.branch3x3dbl_3.bn.bias": (96,),
+        "Mixed_6a.branch3x3.conv.weight": (384, 288, 3, 3),
+        "Mixed_6b.branch7x7_2.conv.weight": (128, 128, 1, 7),
+        "Mixed_6d.branch7x7_3.conv.weight": (192, 160, 7, 1),
+        "Mixed_6e.branch7x7dbl_4.conv.weight": (192, 192, 7, 1),
+        "Mixed_6c.branch7x7dbl_5.conv.weight": (192, 160, 1, 7),
+        "Mixed_7a.branch7x7x3_4.conv.weight": (192, 192, 3, 3),
+        "Mixed_7b.branch1x1.conv.weight": (320, 1280, 1, 1),
+        "Mixed_7c.branch3x3_2a.conv.weight": (384, 384, 1, 3),
+        "Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1),
+        "Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1),
+        "fc.weight": (1008, 2048),
+        "fc.bias": (1008,),
+    }
     assert {key: shapes.get(key) for key in published} == published
 
 
@@ -78,12 +89,22 @@ def test_syncnet_has_the_published_entries() -> None:
     assert len(shapes) == 2 * (6 * 6 + 8)
     assert 0.999 < 4 * sum(map(math.prod, shapes.values())) / 54_573_114 < 1
     published = {
-        "netcnnaud.0.weight": (64, 1, 3, 3), "netcnnaud.4.weight": (192, 64, 3, 3), "netcnnaud.8.bias": (384,),
-        "netcnnaud.15.running_mean": (256,), "netcnnaud.18.weight": (512, 256, 5, 4), "netcnnaud.19.weight": (512,),
-        "netfcaud.0.weight": (512, 512), "netfcaud.1.running_var": (512,), "netfcaud.3.weight": (1024, 512),
-        "netcnnlip.0.weight": (96, 3, 5, 7, 7), "netcnnlip.4.weight": (256, 96, 1, 5, 5), "netcnnlip.14.bias": (256,),
-        "netcnnlip.8.weight": (256, 256, 1, 3, 3), "netcnnlip.18.weight": (512, 256, 1, 6, 6), "netfclip.3.bias": (1024,),
-    }  # fmt: skip
+        "netcnnaud.0.weight": (64, 1, 3, 3),
+        "netcnnaud.4.weight": (192, 64, 3, 3),
+        "netcnnaud.8.bias": (384,),
+        "netcnnaud.15.running_mean": (256,),
+        "netcnnaud.18.weight": (512, 256, 5, 4),
+        "netcnnaud.19.weight": (512,),
+        "netfcaud.0.weight": (512, 512),
+        "netfcaud.1.running_var": (512,),
+        "netfcaud.3.weight": (1024, 512),
+        "netcnnlip.0.weight": (96, 3, 5, 7, 7),
+        "netcnnlip.4.weight": (256, 96, 1, 5, 5),
+        "netcnnlip.14.bias": (256,),
+        "netcnnlip.8.weight": (256, 256, 1, 3, 3),
+        "netcnnlip.18.weight": (512, 256, 1, 6, 6),
+        "netfclip.3.bias": (1024,),
+    }
     assert {key: shapes.get(key) for key in published} == published
 
 
@@ -105,10 +126,14 @@ def inception() -> FIDInception:
 
 def test_averages_leave_the_padding_out(inception: FIDInception) -> None:
     """The corner of a constant stays that constant; with the padding counted it would be 4/9 of it."""
-    averaging = [name for name, block in inception.named_children() if isinstance(block, Mixed) and block.pool == "average"]
+    averaging = [
+        name for name, block in inception.named_children() if isinstance(block, Mixed) and block.pool == "average"
+    ]
     assert averaging == ["Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b"]
     for name in averaging:
-        assert torch.allclose(inception.get_submodule(name).pooled(torch.full((1, 2, 4, 4), 3.0)), torch.tensor(3.0)), name
+        assert torch.allclose(inception.get_submodule(name).pooled(torch.full((1, 2, 4, 4), 3.0)), torch.tensor(3.0)), (
+            name
+        )
 
 
 def test_the_last_block_pools_by_the_maximum(inception: FIDInception) -> None:
@@ -140,10 +165,36 @@ def test_mfcc_of_the_package() -> None:
     sound = np.round(8000 * np.sin(0.0002 * steps**2) + 1000 * np.cos(0.9 * steps))
     columns = mfcc((sound / 32768).astype(np.float32))
     assert columns.shape == (13, 9)
-    first = [18.7091, 19.069, -1.6453, 22.544, 11.5776, -42.1325, -18.7879, 13.2593, -25.732, -31.6072, 16.5268, 7.9763,
-             -21.6373]  # fmt: skip
-    last = [21.2259, 2.3462, -42.0969, -11.8082, 32.474, 14.1129, -17.4177, -15.7769, -1.1433, 12.7034, 11.679, -13.9231,
-            -18.1059]  # fmt: skip
+    first = [
+        18.7091,
+        19.069,
+        -1.6453,
+        22.544,
+        11.5776,
+        -42.1325,
+        -18.7879,
+        13.2593,
+        -25.732,
+        -31.6072,
+        16.5268,
+        7.9763,
+        -21.6373,
+    ]
+    last = [
+        21.2259,
+        2.3462,
+        -42.0969,
+        -11.8082,
+        32.474,
+        14.1129,
+        -17.4177,
+        -15.7769,
+        -1.1433,
+        12.7034,
+        11.679,
+        -13.9231,
+        -18.1059,
+    ]
     assert np.allclose(columns[:, [0, -1]].T, [first, last], atol=1e-4)
 
 
@@ -271,7 +322,9 @@ def test_files_are_loaded(tmp_path: Path) -> None:
         assert not network.training and not any(p.requires_grad for p in network.parameters())
         assert all(bool((p == np.float32(value)).all()) for p in network.parameters())
     assert any("no FVD: i3d_torchscript.pt is not in" in note and "get it from" in note for note in found.notes)
-    assert any(note.startswith("FID: pt_inception") and "not the published file byte for byte" in note for note in found.notes)
+    assert any(
+        note.startswith("FID: pt_inception") and "not the published file byte for byte" in note for note in found.notes
+    )
 
 
 def test_safetensors_do_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,12 +386,21 @@ def _code(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "reason"),
-    [(_foreign, "missing Conv2d_1a_3x3"), (_lacking, "missing fc.bias"), (_other_size, r"fc.weight is (1000, 2048)"),
-     (_infinite, "not finite"), (_truncated, "not a readable checkpoint"), (_nested, "no named weights"),
-     (_text, "not a readable checkpoint"), (_empty, "not a readable checkpoint"), (_code, "more than tensors")],
-)  # fmt: skip
-def test_wrong_files_are_refused(write: Callable[[Path], None], reason: str, tmp_path: Path,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    [
+        (_foreign, "missing Conv2d_1a_3x3"),
+        (_lacking, "missing fc.bias"),
+        (_other_size, r"fc.weight is (1000, 2048)"),
+        (_infinite, "not finite"),
+        (_truncated, "not a readable checkpoint"),
+        (_nested, "no named weights"),
+        (_text, "not a readable checkpoint"),
+        (_empty, "not a readable checkpoint"),
+        (_code, "more than tensors"),
+    ],
+)
+def test_wrong_files_are_refused(
+    write: Callable[[Path], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / files.INCEPTION.name
     write(path)

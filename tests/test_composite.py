@@ -154,7 +154,9 @@ def test_seam_is_less_than_of_a_paste(portrait_face: Face) -> None:
     for x in (0.0, 0.02, 0.05, 0.08):
         frame, grid = shifted(face, x, -x / 2)
         frames.append(full(frame, grid))
-        whole = Image.fromarray((frame * 255).byte().permute(1, 2, 0).numpy()).resize((200, 200), Image.Resampling.BICUBIC)
+        whole = Image.fromarray((frame * 255).byte().permute(1, 2, 0).numpy()).resize(
+            (200, 200), Image.Resampling.BICUBIC
+        )
         pasted.append(image.copy())
         pasted[-1][20:220, 30:230] = whole
     ours, theirs = np.stack(frames), np.stack(pasted)
@@ -203,7 +205,10 @@ def test_video_of_full_frames(tiny_model: Dawn, portrait_path: Path, speech: Say
     small = tiny_model(image, speech(2), frame="full", size=256)
     assert stacked(small).shape == (2, 212, 256, 3)
     assert tiny_model.describe_full(small.full).endswith("photograph reduced from 482 x 401 px")  # type: ignore[arg-type]
-    wrong = (({"frame": "whole"}, "'whole': give crop or full"), ({"frame": "full", "size": 128}, "size 128.*256 to 2560"))
+    wrong = (
+        ({"frame": "whole"}, "'whole': give crop or full"),
+        ({"frame": "full", "size": 128}, "size 128.*256 to 2560"),
+    )
     for options, message in wrong:
         with pytest.raises(ConfigError, match=message):
             tiny_model(image, speech(2), **options)  # type: ignore[arg-type]
@@ -215,7 +220,8 @@ def test_faces_at_the_border_stay_in_the_middle_of_what_the_network_sees(
     """Only where the padding would be shown, in frames of a face without its photograph, is its square moved into it."""
     image = np.asarray(Image.open(portrait_path).convert("RGB"))[:, 165:]
     plain, large, full = (
-        tiny_model(image, speech(1), **options) for options in ({}, {"size": 256}, {"frame": "full"})  # type: ignore[arg-type]
+        tiny_model(image, speech(1), **options)
+        for options in ({}, {"size": 256}, {"frame": "full"})  # type: ignore[arg-type]
     )
     moved = tiny_model.prepare(image).box
     assert moved.x0 == 0 and moved.width == pytest.approx(large.face.box.width)
@@ -235,7 +241,9 @@ def test_published_model_hands_its_flow_over(portrait_face: Face) -> None:
     latent = torch.ones(2, 3, side, side)
     latent[:, :2] = identity_grid(side, side, latent).permute(2, 0, 1)
     latent[1, 0] -= 10 / 100
-    motion = Motion(np.zeros((2, 6), np.float32), np.zeros((2, 2), np.float32), latent.flatten(1).numpy(), f"flow-{side}")
+    motion = Motion(
+        np.zeros((2, 6), np.float32), np.zeros((2, 2), np.float32), latent.flatten(1).numpy(), f"flow-{side}"
+    )
     first, second = model.render_full(face, motion, FullFrame(image, face))
     centre = (slice(90, 150), slice(100, 160))
     assert np.abs(first[centre].astype(int) - image[centre]).mean() < 1
@@ -259,5 +267,7 @@ def test_command_line(run: Callable, out: Path, tmp_path: Path, portrait_path: P
     code, printed, errors = run("drive", portrait_path, tmp_path / "driving.mp4", "--frame", "full")
     assert (code, errors) == (0, "") and "3 frames, 0.12 s, 512 x 512 px\n" in printed
     (out / "out.mp4").unlink()
-    refused(run("generate", portrait_path, speech_path, "--frame", "full", "--size", 128), out, "size 128", "256 to 2560")
+    refused(
+        run("generate", portrait_path, speech_path, "--frame", "full", "--size", 128), out, "size 128", "256 to 2560"
+    )
     assert run("generate", portrait_path, speech_path, "--frame", "whole")[0] == 2

@@ -23,8 +23,10 @@ from dawn.models.paper.regions import FLOW_REDUCTION, gaussian_kernel
 from dawn.research.convert.official import convert, find_files, read_part
 from official import key_list
 
-OPTIONS = "archiname: transformerreemb5\nnum_layers: 2\nff_size: {ff}\nnum_buckets: 128\nmax_distance: 128\n" \
-          "pose_latent_dim: {width}\naudio_latent_dim: 256\nlr: 0.0001\ncuda: true\n"  # fmt: skip
+OPTIONS = (
+    "archiname: transformerreemb5\nnum_layers: 2\nff_size: {ff}\nnum_buckets: 128\nmax_distance: 128\n"
+    "pose_latent_dim: {width}\naudio_latent_dim: 256\nlr: 0.0001\ncuda: true\n"
+)
 
 
 def value_of(key: str, shape: tuple[int, ...], kind: str, number: int) -> Tensor:
@@ -89,16 +91,26 @@ def copy(official: Path, tmp_path: Path) -> Path:
 
 
 def test_every_published_entry_is_known() -> None:
-    lists = {name: key_list(name) for name in ("dawn-128", "dawn-256", "lfg-128", "lfg-256", "pbnet-pose", "pbnet-blink-p32")}
+    lists = {
+        name: key_list(name) for name in ("dawn-128", "dawn-256", "lfg-128", "lfg-256", "pbnet-pose", "pbnet-blink-p32")
+    }
     assert [len(lists[name]) for name in lists] == [912, 912, 306, 306, 88, 88]
 
 
 def test_a_preset_is_written(converted: Path) -> None:
     config = read_config(converted / "config.json", PaperPresetConfig)
-    assert (config.name, config.kind, config.lfg.image_size_px, config.unet.latent_size) == ("paper-128", "paper", 128, 32)
+    assert (config.name, config.kind, config.lfg.image_size_px, config.unet.latent_size) == (
+        "paper-128",
+        "paper",
+        128,
+        32,
+    )
     assert (config.pose.outputs, config.pose.width, config.pose.inner) == (6, 64, 128)
     assert (config.blink.outputs, config.blink.width, config.blink.inner) == (2, 32, 64)
-    assert {path.name for path in converted.iterdir()} == {"config.json", *(f"{part}.safetensors" for part in PAPER_PARTS)}
+    assert {path.name for path in converted.iterdir()} == {
+        "config.json",
+        *(f"{part}.safetensors" for part in PAPER_PARTS),
+    }
     assert set(config.sha256) == set(PAPER_PARTS)
 
 
@@ -110,7 +122,12 @@ def test_a_preset_is_written(converted: Path) -> None:
         ("unet", "stem.weight", "dawn-128", "denoise_fn.init_conv.weight"),
         ("unet", "up.2.second.conditions.eye.key_scale", "dawn-128", "denoise_fn.ups.2.1.cross_attn_eye.k_scale"),
         ("pose", "decoder.motion_out.weight", "pbnet-pose", "decoder.finallayer.weight"),
-        ("blink", "decoder.self_bias", "pbnet-blink-p32", "decoder.time_rel_pos_bias_tgt.relative_attention_bias.weight"),
+        (
+            "blink",
+            "decoder.self_bias",
+            "pbnet-blink-p32",
+            "decoder.time_rel_pos_bias_tgt.relative_attention_bias.weight",
+        ),
     ],
 )
 def test_values_arrive_in_their_place(converted: Path, part: str, ours: str, names: str, theirs: str) -> None:

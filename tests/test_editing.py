@@ -271,7 +271,7 @@ def test_eyes_are_seen_to_shut_and_to_stay_open(portrait_path: Path, speech_path
     seen = []
     with FaceTracker() as tracker:
         for each in (video, shut, opened):
-            (_, frame), = each.frames(np.arange(len(video)) == 10)
+            ((_, frame),) = each.frames(np.arange(len(video)) == 10)
             points = torch.from_numpy(tracker.faces(frame)[0].landmarks)
             seen.append(float(eye_aspect_ratio(points).mean()))
     assert seen[0] > 0.25 and seen[2] > 0.25 and seen[1] < 0.12, seen
@@ -355,6 +355,7 @@ def test_drawing_may_be_given_up(video: Video, computed: list[int], tmp_path: Pa
 def test_changes_from_another_thread(video: Video, tmp_path: Path) -> None:
     """Whatever is drawn while the motion changes, what is kept in the end is the last motion's."""
     with Take(video, tmp_path) as this:
+
         def draw() -> None:
             while this.missing:
                 list(this.draw())
@@ -417,8 +418,9 @@ def test_reroll(video: Video, tiny_model: Dawn, speech: Say, tmp_path: Path) -> 
             this.reroll(Region(0.4, 9), 7)
 
 
-def test_the_published_model_can_be_rerolled(prepared_once: None, speech: Say, tmp_path: Path,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_published_model_can_be_rerolled(
+    prepared_once: None, speech: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dawn.engines.paper, "load_hubert", lambda name: FakeHubert())
     torch.manual_seed(0)
     model = Dawn(PaperBundle(SMALL).eval().requires_grad_(False), torch.device("cpu"))
@@ -455,8 +457,14 @@ def test_nothing_is_left(video: Video, tmp_path: Path) -> None:
         raise RuntimeError
     assert not list(tmp_path.iterdir())
     this.close()
-    for use in (lambda: list(this.draw()), lambda: list(begun), lambda: this.frame(0), lambda: this.change(video.motion),
-                lambda: this.save(tmp_path / "a.mp4"), lambda: this.reroll(Region(0, 1), 3)):  # fmt: skip
+    for use in (
+        lambda: list(this.draw()),
+        lambda: list(begun),
+        lambda: this.frame(0),
+        lambda: this.change(video.motion),
+        lambda: this.save(tmp_path / "a.mp4"),
+        lambda: this.reroll(Region(0, 1), 3),
+    ):
         with pytest.raises(ConfigError, match="closed"):
             use()
     dropped = Take(video, tmp_path)

@@ -61,9 +61,13 @@ def quick(tools: figures.Tools) -> Iterator[None]:
         patch.setattr(report, "FaceTracker", BrightnessTracker)
         patch.setattr(figures, "bootstrap_interval", few)
         for module, name, value in (
-            (spoken, "SILENCE_S", 1), (spoken, "SILENT_PORTRAITS", 1), (spoken, "LIFE_S", 2), (spoken, "LIFE_SEEDS", 2),
-            (long, "LONG_S", 3), (long, "WINDOW_S", 1),
-        ):  # fmt: skip
+            (spoken, "SILENCE_S", 1),
+            (spoken, "SILENT_PORTRAITS", 1),
+            (spoken, "LIFE_S", 2),
+            (spoken, "LIFE_SEEDS", 2),
+            (long, "LONG_S", 3),
+            (long, "WINDOW_S", 1),
+        ):
             patch.setattr(module, name, value)
         yield
 
@@ -134,7 +138,9 @@ def test_long_part(result: dict[str, Any]) -> None:
     assert "3 s, last 1 s against first 1 s" in format_report(result)
 
 
-def test_further_presets_have_columns(result: dict[str, Any], quick: None, clips_folder: Path, tiny_preset: Path) -> None:
+def test_further_presets_have_columns(
+    result: dict[str, Any], quick: None, clips_folder: Path, tiny_preset: Path
+) -> None:
     for group in ("picture", "lips"):
         for name, line in result["rows"][group].items():
             for theirs, ours in zip(FURTHER, COLUMNS, strict=False):
@@ -242,14 +248,37 @@ def test_command_passes_the_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         raise InputError("stop")
 
     monkeypatch.setattr(report, "evaluate_preset", stop)
-    assert main(["evaluate", "--clips", "d", "--also", "x", "y", "--limit", "3", "--judge", "j",
-                 "--community", "c", "--takes", "5", "--size", "256"]) == 2  # fmt: skip
+    assert (
+        main(
+            [
+                "evaluate",
+                "--clips",
+                "d",
+                "--also",
+                "x",
+                "y",
+                "--limit",
+                "3",
+                "--judge",
+                "j",
+                "--community",
+                "c",
+                "--takes",
+                "5",
+                "--size",
+                "256",
+            ]
+        )
+        == 2
+    )
     options = {"also": ["x", "y"], "limit": 3, "size_px": 256, "takes": 5, "judge": Path("j"), "community": Path("c")}
     assert seen == [DEFAULT_PRESET, Path("d"), None, options]
 
 
 @pytest.mark.parametrize("size", [32, 4000])
-def test_presets_are_not_shown_smaller_than_they_draw(size: int, quick: None, clips_folder: Path, tiny_preset: Path) -> None:
+def test_presets_are_not_shown_smaller_than_they_draw(
+    size: int, quick: None, clips_folder: Path, tiny_preset: Path
+) -> None:
     with pytest.raises(ConfigError, match=f"size {size}: tiny-64 draws 64 px; give 64 to 1280"):
         report.evaluate_preset(tiny_preset, clips_folder, size_px=size)
 

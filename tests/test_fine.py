@@ -19,8 +19,14 @@ from dawn.models.lite.detail import ORGANS
 from dawn.models.lite.fine import FineStage
 from dawn.models.lite.lfg import LatentFlowGenerator
 
-SMALL = LFGConfig(image_size_px=128, widths=(8, 12, 16), flow_width=8, flow_max_width=32, flow_head_width=8,
-                  fine=FineConfig(painter=DetailConfig(mouth_width=8, eye_width=8, res_blocks=1)))  # fmt: skip
+SMALL = LFGConfig(
+    image_size_px=128,
+    widths=(8, 12, 16),
+    flow_width=8,
+    flow_max_width=32,
+    flow_head_width=8,
+    fine=FineConfig(painter=DetailConfig(mouth_width=8, eye_width=8, res_blocks=1)),
+)
 PLAIN = FineConfig(painter=None, agreement=0.05, gain=1)
 
 

@@ -199,8 +199,9 @@ def test_dpm_solver_by_hand() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_samples_the_data_distribution(eta: float) -> None:
     start = torch.randn(1, 40_000, generator=seeded(1))
-    made = ddim(gaussian_epsilon, start, SCHEDULE, 200, eta=eta, noise=seeded(2), shifted_alpha=False,
-                threshold_quantile=None)  # fmt: skip
+    made = ddim(
+        gaussian_epsilon, start, SCHEDULE, 200, eta=eta, noise=seeded(2), shifted_alpha=False, threshold_quantile=None
+    )
     assert float(made.mean()) == pytest.approx(MEAN, abs=0.01)
     assert float(made.std()) == pytest.approx(SPREAD, abs=0.015)
 
@@ -218,8 +219,16 @@ def test_ddim_noise_and_alphas() -> None:
         sigma = 0.4 * ((1 - after) / (1 - level) * (1 - level / after)).sqrt()
         x = after.sqrt() * data + (1 - after - sigma**2).sqrt() * estimate + sigma * given[0]
         true = (x - (1 - product[last]).sqrt() * gaussian_epsilon(x, last)) / product[last].sqrt()
-        made = ddim(gaussian_epsilon, START, SCHEDULE, 2, eta=0.4, noise=given, shifted_alpha=bool(shift),
-                    threshold_quantile=None)  # fmt: skip
+        made = ddim(
+            gaussian_epsilon,
+            START,
+            SCHEDULE,
+            2,
+            eta=0.4,
+            noise=given,
+            shifted_alpha=bool(shift),
+            threshold_quantile=None,
+        )
         torch.testing.assert_close(made, true, atol=1e-5, rtol=0)
         results[shift] = made
     assert float((results[0] - results[1]).abs().max()) > 1e-4

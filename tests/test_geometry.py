@@ -151,8 +151,13 @@ def test_mirror_permutation() -> None:
     assert torch.equal(p[p], torch.arange(478))
     for middle in (10, 151, 9, 8, 168, 6, 197, 195, 5, 4, 1, 2, 0, 11, 12, 13, 14, 15, 16, 17, 18, 200, 199, 175, 152):
         assert int(p[middle]) == middle
-    for right, left in ((lm.RIGHT_EYE, lm.LEFT_EYE), (lm.RIGHT_BROW, lm.LEFT_BROW), (lm.RIGHT_JAW, lm.LEFT_JAW),
-                        (lm.RIGHT_CHEEK, lm.LEFT_CHEEK), (lm.RIGHT_MOUTH_CORNER, lm.LEFT_MOUTH_CORNER)):  # fmt: skip
+    for right, left in (
+        (lm.RIGHT_EYE, lm.LEFT_EYE),
+        (lm.RIGHT_BROW, lm.LEFT_BROW),
+        (lm.RIGHT_JAW, lm.LEFT_JAW),
+        (lm.RIGHT_CHEEK, lm.LEFT_CHEEK),
+        (lm.RIGHT_MOUTH_CORNER, lm.LEFT_MOUTH_CORNER),
+    ):
         assert set(p[list(right)].tolist()) == set(left)
     for group in (lm.INNER_LIPS, lm.OUTER_LIPS, lm.LIPS, lm.FACE_OVAL):
         assert set(p[list(group)].tolist()) == set(group)

@@ -16,8 +16,16 @@ from dawn.models.blocks import ResBlock, fold_for_inference, identity_grid
 from dawn.models.lite.lfg import LatentFlowGenerator
 from dawn.models.lite.regions import LandmarkRegions, applied, blended, draw_contours, lid_flow
 
-TINY = LFGConfig(image_size_px=64, widths=(6, 8, 12), res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=16,
-                 flow_head_width=8, flow_cells=16)  # fmt: skip
+TINY = LFGConfig(
+    image_size_px=64,
+    widths=(6, 8, 12),
+    res_blocks=1,
+    flow_width=8,
+    flow_depth=2,
+    flow_max_width=16,
+    flow_head_width=8,
+    flow_cells=16,
+)
 GRID = 2 * TINY.flow_cells
 
 
@@ -119,7 +127,9 @@ def test_a_region_follows_its_own_landmarks() -> None:
     source = faces(1)
     driving = source.clone()
     driving[:, list(lm.LOWER_LIP), 1] += 0.1
-    grids = applied(regions.maps(regions.state(driving), regions.state(source)), GRID) - identity_grid(GRID, GRID, source)
+    grids = applied(regions.maps(regions.state(driving), regions.state(source)), GRID) - identity_grid(
+        GRID, GRID, source
+    )
     names = ["background", *lm.REGION_GROUPS]
     lip, forehead = grids[0, names.index("lower_lip")], grids[0, names.index("forehead")]
     centre = regions.state(driving).center[0, names.index("lower_lip") - 1]
@@ -157,8 +167,14 @@ def square_lips(side: float) -> Tensor:
     points = faces(1)[..., :2].clone()
     steps = torch.linspace(-0.5, 0.5, 6)[:-1] * side
     half = torch.full((5,), side / 2)
-    edge = torch.cat((torch.stack((steps, -half), 1), torch.stack((half, steps), 1),
-                      torch.stack((-steps, half), 1), torch.stack((-half, -steps), 1)))  # fmt: skip
+    edge = torch.cat(
+        (
+            torch.stack((steps, -half), 1),
+            torch.stack((half, steps), 1),
+            torch.stack((-steps, half), 1),
+            torch.stack((-half, -steps), 1),
+        )
+    )
     points[0, list(lm.INNER_LIPS)] = edge + torch.tensor([0.1, 0.2])
     return points
 
@@ -234,8 +250,11 @@ def test_an_expanded_source_is_a_repeated_one(network: LatentFlowGenerator, imag
     points = faces(1)
     one = network.encode(image, points).expand(3)
     three = network.encode(image.repeat(3, 1, 1, 1), points.repeat(3, 1, 1))
-    pairs = zip((one.image, *one.features, *one.regions, one.contours),
-                (three.image, *three.features, *three.regions, three.contours), strict=True)  # fmt: skip
+    pairs = zip(
+        (one.image, *one.features, *one.regions, one.contours),
+        (three.image, *three.features, *three.regions, three.contours),
+        strict=True,
+    )
     for a, b in pairs:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 

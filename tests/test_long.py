@@ -30,16 +30,22 @@ def peak_memory(portrait: Path, speech: Path, out: Path, preset: Path) -> int:
     glibc is told to hand large blocks back at once: what is measured is what the program holds, not how it cut up the heap.
     """
     arguments = ["generate", str(portrait), str(speech), "-o", str(out), "--preset", str(preset), "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=False,
-                          env={**os.environ, "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**20)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**20)},
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split("PEAK")[1])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_memory_does_not_grow_with_length(tiny_preset: Path, portrait_path: Path, tmp_path: Path,
-                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_memory_does_not_grow_with_length(
+    tiny_preset: Path, portrait_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     preset = SHIPPED if (SHIPPED / "config.json").is_file() else tiny_preset
     samples, rate_hz = example_sound()
     peaks = {}

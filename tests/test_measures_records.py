@@ -47,9 +47,19 @@ def test_real_frames_measured_against_themselves(tools: figures.Tools) -> None:
     truth = figures.Truth(subject, again, float(np.median(lips.lip_aperture(subject.landmarks))), tools)
     record = figures.measured(again, truth, figures.PARTS)
     value = {m.name: m.finish(record[m.key]) for m in figures.MEASURES if m.key in record}
-    for name in ("SSIM", "SFace cosine to truth", "aperture correlation", "aperture amplitude", "closure recall",
-                 "closure precision", "sharpness, face", "sharpness, mouth box", "jitter", "flicker",
-                 "pose speed against real"):  # fmt: skip
+    for name in (
+        "SSIM",
+        "SFace cosine to truth",
+        "aperture correlation",
+        "aperture amplitude",
+        "closure recall",
+        "closure precision",
+        "sharpness, face",
+        "sharpness, mouth box",
+        "jitter",
+        "flicker",
+        "pose speed against real",
+    ):
         assert value[name] == pytest.approx(1.0), name
     for name in ("L1", "lag", "landmark error, all", "landmark error, lips"):
         assert value[name] == 0, name

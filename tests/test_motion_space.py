@@ -144,7 +144,9 @@ def test_small_openings_close_and_wide_ones_stay(space: MotionSpace) -> None:
     shapes = [space.shapes(x, open_face()) for x in (code, space.close_lips(code, open_face()))]
     before, after = (lip_aperture(x) for x in shapes)
     upper, lower = zip(*lm.INNER_LIP_PAIRS, strict=True)
-    apart = (shapes[1][:, lower, 1] - shapes[1][:, upper, 1] > 1e-4).all(1)  # made-up motion lets single pairs meet early
+    apart = (shapes[1][:, lower, 1] - shapes[1][:, upper, 1] > 1e-4).all(
+        1
+    )  # made-up motion lets single pairs meet early
     wanted = before - CLOSING * torch.exp(-(before / CLOSING_BELOW).square())
     assert int(apart.sum()) > 10
     torch.testing.assert_close(after[apart], wanted[apart], atol=2e-3, rtol=0)

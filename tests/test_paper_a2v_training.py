@@ -39,13 +39,38 @@ from dawn.research.training.paper.a2v import (
 SIZE_PX, SIDE, AUDIO, FRAMES = 64, 16, 8, 60
 FRAME_SAMPLES = 640
 GENERATOR = PaperLFGConfig(
-    image_size_px=SIZE_PX, regions=RegionsConfig(count=3, width=4, depth=2, max_width=16), width=6, max_width=16, res_blocks=1,
-    flow_width=6, flow_depth=2, flow_max_width=16,
-)  # fmt: skip
-UNET = UNetConfig(latent_size=SIDE, width=16, multipliers=(1, 2), source_size=16, mask_size=4, audio_size=AUDIO, heads=2,
-                  head_size=8, cross_heads=2, cross_head_size=4, stem_kernel=3, norm_groups=4)  # fmt: skip
-QUICK = {"batch": 2, "log_every": 1, "sheet_every": 1000, "save_every": 1000, "precision": "fp32", "lr": 3e-3,
-         "mask": "random"}  # fmt: skip
+    image_size_px=SIZE_PX,
+    regions=RegionsConfig(count=3, width=4, depth=2, max_width=16),
+    width=6,
+    max_width=16,
+    res_blocks=1,
+    flow_width=6,
+    flow_depth=2,
+    flow_max_width=16,
+)
+UNET = UNetConfig(
+    latent_size=SIDE,
+    width=16,
+    multipliers=(1, 2),
+    source_size=16,
+    mask_size=4,
+    audio_size=AUDIO,
+    heads=2,
+    head_size=8,
+    cross_heads=2,
+    cross_head_size=4,
+    stem_kernel=3,
+    norm_groups=4,
+)
+QUICK = {
+    "batch": 2,
+    "log_every": 1,
+    "sheet_every": 1000,
+    "save_every": 1000,
+    "precision": "fp32",
+    "lr": 3e-3,
+    "mask": "random",
+}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -159,8 +184,11 @@ def test_colours_change_alike() -> None:
     assert torch.allclose(flat, luma.mean((2, 3), keepdim=True).expand_as(images), atol=1e-5), "each picture's own mean"
     turned = change_colour(images, torch.tensor([0, 0, 0, 0.04]))
     assert 0.005 < float((turned - images).abs().mean()) < 0.1
-    assert torch.allclose(change_colour(images[2:3], torch.tensor([0.1, 0.1, 0.1, 0.1])),
-                          change_colour(images, torch.tensor([0.1, 0.1, 0.1, 0.1]))[2:3], atol=1e-6)  # fmt: skip
+    assert torch.allclose(
+        change_colour(images[2:3], torch.tensor([0.1, 0.1, 0.1, 0.1])),
+        change_colour(images, torch.tensor([0.1, 0.1, 0.1, 0.1]))[2:3],
+        atol=1e-6,
+    )
 
 
 # Losses
@@ -238,7 +266,9 @@ def test_stage_2_takes_its_source_from_the_whole_video(make: Any) -> None:
         before.append(source < int(numbers[0]))
         track = min(tracks.items(), key=lambda item: abs(item[0] - float(255 * batch.source[0, 0, 63, 63])))[1]
         pose = track.pose[numbers] - track.pose[source]
-        torch.testing.assert_close(batch.condition[0, :, AUDIO : AUDIO + 6], pose, msg="pose is told against the source")
+        torch.testing.assert_close(
+            batch.condition[0, :, AUDIO : AUDIO + 6], pose, msg="pose is told against the source"
+        )
         assert torch.equal(batch.box[0], track.box[source]) and torch.equal(batch.lips[0], track.lips[numbers])
     assert min(lengths) >= 30 and max(lengths) <= 40 and len(lengths) > 4
     assert set(outside) == set(before) == {True, False}
@@ -302,8 +332,17 @@ def test_wrong_generators_are_refused(make: Any, tmp_path: Path) -> None:
     file = tmp_path / "lfg.safetensors"
     with pytest.raises(CheckpointError, match=r"lfg\.json"):
         make(lfg=str(file))
-    lite = LFGConfig(image_size_px=64, widths=(6, 8, 12), res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=16,
-                     flow_head_width=8, flow_cells=16, detail=None)  # fmt: skip
+    lite = LFGConfig(
+        image_size_px=64,
+        widths=(6, 8, 12),
+        res_blocks=1,
+        flow_width=8,
+        flow_depth=2,
+        flow_max_width=16,
+        flow_head_width=8,
+        flow_cells=16,
+        detail=None,
+    )
     save_part(tmp_path, "lfg", LatentFlowGenerator(lite), lite)
     with pytest.raises(CheckpointError, match="not a published generator"):
         make(lfg=str(file))

@@ -30,9 +30,15 @@ from official import constructed, drawn, key_list, parity, relative_error
 TOLERANCE = 2e-5
 """Relative L2. Computing in single precision alone costs the published code 1.3e-6; nearly round regions turn easily."""
 SMALL = PaperLFGConfig(
-    image_size_px=64, regions=RegionsConfig(count=3, width=4, depth=2, max_width=16), width=6, max_width=20, res_blocks=2,
-    flow_width=6, flow_depth=2, flow_max_width=16,
-)  # fmt: skip
+    image_size_px=64,
+    regions=RegionsConfig(count=3, width=4, depth=2, max_width=16),
+    width=6,
+    max_width=20,
+    res_blocks=2,
+    flow_width=6,
+    flow_depth=2,
+    flow_max_width=16,
+)
 
 Sections = dict[str, dict[str, Tensor]]
 
@@ -348,7 +354,11 @@ def blur(sections: Sections) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
-        (drop("generator.bottleneck.r3.norm2.running_var"), KeyError, r"missing.*generator\.bottleneck\.r3\.norm2\.running"),
+        (
+            drop("generator.bottleneck.r3.norm2.running_var"),
+            KeyError,
+            r"missing.*generator\.bottleneck\.r3\.norm2\.running",
+        ),
         (drop("bg_predictor.fc.bias"), KeyError, r"missing.*bg_predictor\.fc\.bias"),
         (add("generator.extra.weight"), ValueError, r"left over.*generator\.extra\.weight"),
         (add("avd_network.fc.weight"), ValueError, r"left over.*avd_network\.fc\.weight"),

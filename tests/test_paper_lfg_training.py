@@ -34,9 +34,15 @@ from dawn.research.training.paper.lfg import (
 SIZE_PX = 64
 FRAMES = 12
 MODEL = PaperLFGConfig(
-    image_size_px=SIZE_PX, regions=RegionsConfig(count=3, width=4, depth=2, max_width=16), width=6, max_width=16, res_blocks=1,
-    flow_width=6, flow_depth=2, flow_max_width=16,
-)  # fmt: skip
+    image_size_px=SIZE_PX,
+    regions=RegionsConfig(count=3, width=4, depth=2, max_width=16),
+    width=6,
+    max_width=16,
+    res_blocks=1,
+    flow_width=6,
+    flow_depth=2,
+    flow_max_width=16,
+)
 QUICK = {"batch": 3, "log_every": 1, "sheet_every": 1000, "save_every": 1000, "precision": "fp32", "lr": 3e-3}
 
 
@@ -263,7 +269,9 @@ def test_starting_from_weights(clips: Path, tmp_path: Path) -> None:
     save_part(tmp_path, "lfg", trained, MODEL)
     config = PaperLFGTrainConfig(start=str(tmp_path / "lfg.safetensors"), seed=4)
     network = recipe_for(config, clips).networks["main"]
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), trained.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), trained.state_dict().values(), strict=True)
+    )
     with pytest.raises(CheckpointError, match="weights are missing"):
         recipe_for(PaperLFGTrainConfig(start=str(tmp_path / "nothing.safetensors")), clips)
 

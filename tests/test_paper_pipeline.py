@@ -40,18 +40,39 @@ TOLERANCE = 1e-5
 HIDDEN = 24
 SMALL = PaperPresetConfig(
     name="paper-64",
-    lfg=PaperLFGConfig(image_size_px=64, width=8, max_width=16, res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=16,
-                       regions=RegionsConfig(count=3, width=8, depth=2, max_width=16)),
-    unet=UNetConfig(latent_size=16, width=16, multipliers=(1, 2), source_size=16, audio_size=HIDDEN, heads=2, head_size=8,
-                    cross_heads=2, cross_head_size=4, window_frames=6),
+    lfg=PaperLFGConfig(
+        image_size_px=64,
+        width=8,
+        max_width=16,
+        res_blocks=1,
+        flow_width=8,
+        flow_depth=2,
+        flow_max_width=16,
+        regions=RegionsConfig(count=3, width=8, depth=2, max_width=16),
+    ),
+    unet=UNetConfig(
+        latent_size=16,
+        width=16,
+        multipliers=(1, 2),
+        source_size=16,
+        audio_size=HIDDEN,
+        heads=2,
+        head_size=8,
+        cross_heads=2,
+        cross_head_size=4,
+        window_frames=6,
+    ),
     pose=PublishedPBNetConfig(width=16, inner=16, latent_size=8, audio_size=HIDDEN, audio_width=8, window_frames=6),
-    blink=PublishedPBNetConfig(outputs=2, width=8, inner=8, latent_size=8, audio_size=HIDDEN, audio_width=8, window_frames=6),
-)  # fmt: skip
+    blink=PublishedPBNetConfig(
+        outputs=2, width=8, inner=8, latent_size=8, audio_size=HIDDEN, audio_width=8, window_frames=6
+    ),
+)
 
 
 @pytest.fixture(scope="module")
 def published() -> tuple[A2VUNet, PaperLFG, MaskEncoder]:
     """The networks of the 128-px model with the fixtures' weights."""
+
     def state(name: str, prefix: str = "") -> dict[str, Tensor]:
         return {key: drawn(prefix + key, shape) for key, (shape, _) in key_list(name).items() if not constructed(key)}
 
@@ -117,7 +138,10 @@ def test_dpm_solver_leads_where_ddim_does_on_the_network() -> None:
         for time, following in pairwise([*times, -1]):
             noise = epsilon(x.float(), time).double()
             after = product[following] if following >= 0 else torch.ones(())
-            x = after.sqrt() * (x - (1 - product[time]).sqrt() * noise) / product[time].sqrt() + (1 - after).sqrt() * noise
+            x = (
+                after.sqrt() * (x - (1 - product[time]).sqrt() * noise) / product[time].sqrt()
+                + (1 - after).sqrt() * noise
+            )
         return x
 
     ratio = torch.logit(product)
@@ -172,9 +196,7 @@ def test_weights_come_back_exactly(preset: Path, model: Dawn) -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_portrait_and_speech_make_a_video(model: Dawn, speech: Say, sampler: str) -> None:
-    first, again, other = (
-        model("x.png", speech(9), seed=seed, steps=3, sampler=sampler) for seed in (1, 1, 2)
-    )
+    first, again, other = (model("x.png", speech(9), seed=seed, steps=3, sampler=sampler) for seed in (1, 1, 2))
     frames = stacked(first)
     assert frames.shape == (9, 64, 64, 3)
     assert (stacked(again) == frames).all() and (stacked(other) != frames).any()
@@ -207,7 +229,9 @@ def test_bfloat16_is_an_option(preset: Path, model: Dawn, speech: Say, tmp_path:
     assert np.array_equal(other("x.png", speech(6), steps=2, precision="float32").motion.expression, exact)
 
 
-def test_the_portrait_is_encoded_once(model: Dawn, speech: Say, portrait_face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_portrait_is_encoded_once(
+    model: Dawn, speech: Say, portrait_face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lfg, seen = model.bundle.lfg, []
     encode = lfg.encode
     monkeypatch.setattr(lfg, "encode", lambda image: seen.append(image) or encode(image))
@@ -228,7 +252,9 @@ def test_motion_can_be_kept_and_rendered_again(model: Dawn, speech: Say, tmp_pat
     assert (stacked(again) == stacked(video)).all()
 
 
-def test_what_the_published_model_cannot_do_is_said(model: Dawn, tiny_model: Dawn, speech: Say, portrait_face: Face) -> None:
+def test_what_the_published_model_cannot_do_is_said(
+    model: Dawn, tiny_model: Dawn, speech: Say, portrait_face: Face
+) -> None:
     with pytest.raises(ConfigError, match=r"expression 0\.5"):
         model("x.png", speech(5), expression=0.5)
     with pytest.raises(ConfigError, match="lite-128"):
@@ -243,8 +269,13 @@ def test_what_the_published_model_cannot_do_is_said(model: Dawn, tiny_model: Daw
         tiny_model("x.png", speech(5), precision="bfloat16")
 
 
-def test_missing_hubert_is_one_line(preset: Path, tmp_path: Path, portrait_path: Path, capsys: pytest.CaptureFixture[str],
-                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_missing_hubert_is_one_line(
+    preset: Path,
+    tmp_path: Path,
+    portrait_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def absent(name: str) -> nn.Module:
         raise CheckpointError(f"{name}: HuBERT's weights are not here and cannot be fetched; give its folder")
 

@@ -26,17 +26,36 @@ from test_paper_a2v_training import FRAMES, SIZE_PX, made_up_clip
 SPEECH_ENCODER = Path(dawn.__file__).parent / "weights" / "lite-128" / "audio.safetensors"
 QUICK = ("batch=1", "precision=fp32")
 LFG = (
-    f"model.image_size_px={SIZE_PX}", 'model.regions={"count": 3, "width": 4, "depth": 2, "max_width": 16}', "model.width=6",
-    "model.max_width=16", "model.res_blocks=1", "model.flow_width=6", "model.flow_depth=2", "model.flow_max_width=16",
-)  # fmt: skip
+    f"model.image_size_px={SIZE_PX}",
+    'model.regions={"count": 3, "width": 4, "depth": 2, "max_width": 16}',
+    "model.width=6",
+    "model.max_width=16",
+    "model.res_blocks=1",
+    "model.flow_width=6",
+    "model.flow_depth=2",
+    "model.flow_max_width=16",
+)
 UNET = (
-    "model.latent_size=16", "model.source_size=16", "model.audio_size=768", "model.width=8", "model.multipliers=[1, 2]",
-    "model.heads=2", "model.head_size=8", "model.cross_heads=2", "model.cross_head_size=4", "model.norm_groups=4",
-)  # fmt: skip
+    "model.latent_size=16",
+    "model.source_size=16",
+    "model.audio_size=768",
+    "model.width=8",
+    "model.multipliers=[1, 2]",
+    "model.heads=2",
+    "model.head_size=8",
+    "model.cross_heads=2",
+    "model.cross_head_size=4",
+    "model.norm_groups=4",
+)
 PBNET = (
-    "model.audio_size=768", "model.inner=16", "model.latent_size=8", "model.audio_width=8", "model.window_frames=12",
-    "window_frames=32", "discriminator_width=4",
-)  # fmt: skip
+    "model.audio_size=768",
+    "model.inner=16",
+    "model.latent_size=8",
+    "model.audio_width=8",
+    "model.window_frames=12",
+    "window_frames=32",
+    "discriminator_width=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +92,18 @@ def check_run(again: Callable[[int], int], out: Path, parts: tuple[str, ...], tr
     """Two steps, their files, and a third step by the same command."""
     assert again(2) == 0
     assert {file.name for file in out.iterdir()} >= {
-        "log.jsonl", "state.pt", *(f"{part}.{kind}" for part in parts for kind in ("json", "safetensors"))
-    }  # fmt: skip
+        "log.jsonl",
+        "state.pt",
+        *(f"{part}.{kind}" for part in parts for kind in ("json", "safetensors")),
+    }
     before = load_file(out / f"{trains}.safetensors")
     assert again(3) == 0
     assert [(record["step"], "validation" in record) for record in records(out)] == [
-        (2, False), (2, True), (3, False), (3, True)
-    ]  # fmt: skip
+        (2, False),
+        (2, True),
+        (3, False),
+        (3, True),
+    ]
     after = load_file(out / f"{trains}.safetensors")
     moved = [name for name in before if before[name].is_floating_point() and not torch.equal(before[name], after[name])]
     assert len(moved) > 0.5 * len(before), "the third step changed nothing"
@@ -95,33 +119,56 @@ def test_all_parts_one_after_the_other(clips: Path, tmp_path: Path, sface: None)
     check_run(lambda n: trained("paper-lfg", clips, lfg, *LFG, steps=n, validation=clips), lfg, ("lfg",), "lfg")
     assert (lfg / "sheet_000003.png").is_file()
     used = f"lfg={lfg / 'lfg.safetensors'}"
-    check_run(lambda n: trained("paper-a2v", clips, one, "stage=1", used, *UNET, steps=n, **sound), one,
-              ("unet", "mask"), "unet")  # fmt: skip
+    check_run(
+        lambda n: trained("paper-a2v", clips, one, "stage=1", used, *UNET, steps=n, **sound),
+        one,
+        ("unet", "mask"),
+        "unet",
+    )
     settings = ("stage=2", used, f"start={one / 'unet.safetensors'}", *UNET)
-    check_run(lambda n: trained("paper-a2v", clips, two, *settings, steps=n, validation=clips, **sound), two,
-              ("unet", "mask"), "unet")  # fmt: skip
+    check_run(
+        lambda n: trained("paper-a2v", clips, two, *settings, steps=n, validation=clips, **sound),
+        two,
+        ("unet", "mask"),
+        "unet",
+    )
     said = records(two)[1]["validation"]
     assert said.keys() == {"loss", "epsilon", "lips", "x0"}
-    assert trained("paper-a2v", clips, two, *settings, steps=3, **sound) == 0 and len(records(two)) == 4, "nothing left to do"
+    assert trained("paper-a2v", clips, two, *settings, steps=3, **sound) == 0 and len(records(two)) == 4, (
+        "nothing left to do"
+    )
     masks = [load_file(run / "mask.safetensors") for run in (one, two)]
-    assert all(torch.equal(masks[0][key], masks[1][key]) for key in masks[0]), "the published mask encoder stays as it is"
+    assert all(torch.equal(masks[0][key], masks[1][key]) for key in masks[0]), (
+        "the published mask encoder stays as it is"
+    )
     for part, out in (("paper-pose", pose), ("paper-blink", blink)):
-        check_run(lambda n, part=part, out=out: trained(part, clips, out, *PBNET, steps=n, **sound),  # type: ignore[misc]
-                  out, (f"pbnet_{out.name}",), f"pbnet_{out.name}")  # fmt: skip
+        check_run(
+            lambda n, part=part, out=out: trained(part, clips, out, *PBNET, steps=n, **sound),  # type: ignore[misc]
+            out,
+            (f"pbnet_{out.name}",),
+            f"pbnet_{out.name}",
+        )
 
     stored = sorted(folder.name for folder in (runs / "audio_cache").iterdir())
     assert len(stored) == 2, f"the parts share what was heard, validation has its own: {stored}"
     config = PaperPresetConfig(
-        name="trained", lfg=read_config(lfg / "lfg.json", PaperLFGConfig), unet=read_config(two / "unet.json", UNetConfig),
+        name="trained",
+        lfg=read_config(lfg / "lfg.json", PaperLFGConfig),
+        unet=read_config(two / "unet.json", UNetConfig),
         pose=read_config(pose / "pbnet_pose.json", PublishedPBNetConfig),
         blink=read_config(blink / "pbnet_blink.json", PublishedPBNetConfig),
-    )  # fmt: skip
-    assert (config.pose.width, config.blink.width, config.blink.outputs) == (64, 32, 2), "two networks of different sizes"
+    )
+    assert (config.pose.width, config.blink.width, config.blink.outputs) == (64, 32, 2), (
+        "two networks of different sizes"
+    )
     bundle = PaperBundle(config)
     for folder, file, network in (
-        (lfg, "lfg", bundle.lfg), (two, "unet", bundle.unet), (two, "mask", bundle.mask),
-        (pose, "pbnet_pose", bundle.pose), (blink, "pbnet_blink", bundle.blink),
-    ):  # fmt: skip
+        (lfg, "lfg", bundle.lfg),
+        (two, "unet", bundle.unet),
+        (two, "mask", bundle.mask),
+        (pose, "pbnet_pose", bundle.pose),
+        (blink, "pbnet_blink", bundle.blink),
+    ):
         load_part(folder, file, network)
 
 
@@ -156,13 +203,16 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
         ("paper-pose", ("window_frames=5",), ("window_frames",)),
     ],
 )
-def test_wrong_settings_are_one_line(part: str, settings: tuple[str, ...], words: tuple[str, ...], tmp_path: Path,
-                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_wrong_settings_are_one_line(
+    part: str, settings: tuple[str, ...], words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     refused(capsys, trained(part, tmp_path, tmp_path / "run", *settings), *words)
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_audio_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_audio_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def blink(audio: Path, *settings: str) -> int:
         return trained("paper-blink", tmp_path, tmp_path / "run", *settings, audio=audio)
 

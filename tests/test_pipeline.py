@@ -71,8 +71,9 @@ def test_silence_rests_the_mouth_and_nothing_else(tiny_model: Dawn, speech: Say)
 
 
 @pytest.mark.parametrize("frames", [70, 64, 9])
-def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, portrait_face: Face, speech: Say,
-                                frames: int) -> None:  # fmt: skip
+def test_chunks_equal_the_whole(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, portrait_face: Face, speech: Say, frames: int
+) -> None:
     import torch
 
     features = tiny_model.bundle.audio.encode(torch.from_numpy(speech(frames).samples), frames)
@@ -106,8 +107,9 @@ def test_motion_of_another_space_is_refused(tiny_model: Dawn, speech: Say) -> No
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_frames_are_decoded_as_they_are_read(workers: int, monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn,
-                                             speech: Say) -> None:  # fmt: skip
+def test_frames_are_decoded_as_they_are_read(
+    workers: int, monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say
+) -> None:
     rendered: list[int] = []
     whole = tiny_model.bundle.lfg.redraw
 
@@ -126,8 +128,9 @@ def test_frames_are_decoded_as_they_are_read(workers: int, monkeypatch: pytest.M
     assert 2 <= len(rendered) <= 2 + ahead and set(rendered) == {dawn.rendering.draw.DECODE_BATCH}
 
 
-def test_workers_draw_the_same_frames(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say,
-                                      portrait_path: Path) -> None:  # fmt: skip
+def test_workers_draw_the_same_frames(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say, portrait_path: Path
+) -> None:
     for options in ({}, {"size": 256}):
         video = tiny_model(media.read_image(portrait_path), speech(30), **options)
         made = []
@@ -137,8 +140,9 @@ def test_workers_draw_the_same_frames(monkeypatch: pytest.MonkeyPatch, tiny_mode
         assert np.abs(made[0] - made[1]).max() <= 1 and made[0].std() > 1
 
 
-def test_wanted_frames_are_those_of_the_whole(tiny_model: Dawn, speech: Say, portrait_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_wanted_frames_are_those_of_the_whole(
+    tiny_model: Dawn, speech: Say, portrait_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bit by bit, whichever are wanted, and only their batches are computed."""
     image, whole = media.read_image(portrait_path), tiny_model.engine.decode
     starts: list[int] = []
@@ -214,8 +218,9 @@ def test_size(tiny_model: Dawn, speech: Say, portrait_path: Path) -> None:
         tiny_model("x.png", speech(5), size=100)
 
 
-def test_a_preset_says_what_side_is_shown(tiny_model: Dawn, speech: Say, portrait_path: Path, portrait_face: Face,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_preset_says_what_side_is_shown(
+    tiny_model: Dawn, speech: Say, portrait_path: Path, portrait_face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_model.bundle.config.model_copy(update={"shown_size_px": 128})
     monkeypatch.setattr(tiny_model.bundle, "config", config)
     picture, sides = media.read_image(portrait_path), {"size": None, "frame": "crop"}
@@ -250,8 +255,12 @@ def test_written_video(tiny_model: Dawn, speech_path: Path, tmp_path: Path) -> N
 
 
 def test_options_are_checked(tiny_model: Dawn, speech: Say) -> None:
-    for options, message in (({"steps": 0}, "steps = 0"), ({"guidance": float("nan")}, "guidance = nan"),
-                             ({"sed": 1}, "sed = 1"), ({"seed": -1}, "seed = -1")):  # fmt: skip
+    for options, message in (
+        ({"steps": 0}, "steps = 0"),
+        ({"guidance": float("nan")}, "guidance = nan"),
+        ({"sed": 1}, "sed = 1"),
+        ({"seed": -1}, "seed = -1"),
+    ):
         with pytest.raises(ConfigError, match=message):
             tiny_model("x.png", speech(5), **options)
     with pytest.raises(ConfigError, match=r"device 'abacus'.*use auto or cpu"):

@@ -41,7 +41,9 @@ def motion() -> Motion:
     time = np.arange(60)[:, None] / FPS
     pose = np.concatenate((8 * np.sin(3 * time), 4 * np.cos(2 * time), -time, 0 * time, 0 * time, 0 * time), 1)
     wave = 0.5 * np.sin(8 * time + np.arange(COEFFICIENTS))
-    return Motion(pose.astype(np.float32), np.repeat(-0.2 * (time > 1), 2, 1).astype(np.float32), wave.astype(np.float32))
+    return Motion(
+        pose.astype(np.float32), np.repeat(-0.2 * (time > 1), 2, 1).astype(np.float32), wave.astype(np.float32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,9 @@ def test_video(run: Callable, out: Path, film: Path) -> None:
     found = panels(out / "f.png")
     assert len(found) == 4, "sound, lips, head, eyes; the frames have no box"
     blue, vermilion, green = ([0, 114, 178], [213, 94, 0], [0, 158, 115])
-    for panel, colours in zip(found, ([[85, 85, 85]], [blue], [blue, vermilion, green], [blue, vermilion]), strict=True):
+    for panel, colours in zip(
+        found, ([[85, 85, 85]], [blue], [blue, vermilion, green], [blue, vermilion]), strict=True
+    ):
         for colour in colours:
             assert (np.abs(panel - colour).max(2) < 40).sum() > 100, colour
     # Where no face was found the three panels of the face are grey.
@@ -132,8 +136,14 @@ def test_thumbnails_stay_few_and_even() -> None:
 @pytest.mark.parametrize(("frames", "aspect"), [(1, 1.0), (3, 0.5), (200, 1.78)])
 def test_frames_lie_on_the_axis_without_overlap(frames: int, aspect: float) -> None:
     picture = np.zeros((160, round(160 * aspect), 3), np.uint8)
-    made = Traces("t", np.zeros((frames, 3)), np.ones((frames, 2)), dawn.checks.traces.LABELS, np.zeros(frames),
-                  frames=tuple((index, picture) for index in range(frames)))  # fmt: skip
+    made = Traces(
+        "t",
+        np.zeros((frames, 3)),
+        np.ones((frames, 2)),
+        dawn.checks.traces.LABELS,
+        np.zeros(frames),
+        frames=tuple((index, picture) for index in range(frames)),
+    )
     figure = draw(made, dawn.apps.plot._figure_class())
     first = figure.axes[0]
     edges = [image.get_extent()[:2] for image in first.images]

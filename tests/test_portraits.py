@@ -97,8 +97,19 @@ def tool() -> ModuleType:
 
 
 def test_the_sheet_has_a_row_a_portrait(tool: ModuleType, tiny_preset: Path, speech_path: Path, out: Path) -> None:
-    words = [*map(str, PORTRAITS[:2]), "--speech", str(speech_path), "-o", str(out / "sheet.jpg"),
-             "--preset", str(tiny_preset), "--columns", "3", "--cell", "32"]  # fmt: skip
+    words = [
+        *map(str, PORTRAITS[:2]),
+        "--speech",
+        str(speech_path),
+        "-o",
+        str(out / "sheet.jpg"),
+        "--preset",
+        str(tiny_preset),
+        "--columns",
+        "3",
+        "--cell",
+        "32",
+    ]
     assert tool.main(words) == 0
     with Image.open(out / "sheet.jpg") as sheet:
         assert sheet.format == "JPEG" and sheet.size == (96, 64)
@@ -107,8 +118,9 @@ def test_the_sheet_has_a_row_a_portrait(tool: ModuleType, tiny_preset: Path, spe
     assert np.abs(cells[0, 0] - cells[1, 0]).mean() > 20, "both rows show the same portrait"
 
 
-def test_what_cannot_be_done_is_said_in_one_line(tool: ModuleType, tiny_preset: Path, speech_path: Path, out: Path,
-                                                 tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_what_cannot_be_done_is_said_in_one_line(
+    tool: ModuleType, tiny_preset: Path, speech_path: Path, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     grey = tmp_path / "nobody.png"
     Image.new("RGB", (200, 200), (90, 120, 90)).save(grey)
     rest = ["--speech", str(speech_path), "-o", str(out / "sheet.jpg"), "--preset", str(tiny_preset)]

@@ -24,8 +24,20 @@ from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import ImageArray, Speech, TrackedFace
 
 SIZE_PX = 128
-PORTRAIT = ["faces", "face_height", "outside_picture", "yaw", "pitch", "roll", "detail", "highlight", "burnt_out",
-            "lip_opening", "eye_ratio", "lips_seen"]  # fmt: skip
+PORTRAIT = [
+    "faces",
+    "face_height",
+    "outside_picture",
+    "yaw",
+    "pitch",
+    "roll",
+    "detail",
+    "highlight",
+    "burnt_out",
+    "lip_opening",
+    "eye_ratio",
+    "lips_seen",
+]
 SPEECH = ["duration", "speech_share", "start", "level", "snr", "clipping", "steadiness"]
 MOUTH = (208, 135, 242, 158)
 """The lips of the example portrait, pixels."""
@@ -35,7 +47,9 @@ MOUTH = (208, 135, 242, 158)
 def look() -> Iterator[Callable[..., dict[str, Finding]]]:
     with FaceTracker(max_faces=8) as tracker:
 
-        def examine(image: Image.Image | ImageArray, size_px: int = SIZE_PX, choice: object = None) -> dict[str, Finding]:
+        def examine(
+            image: Image.Image | ImageArray, size_px: int = SIZE_PX, choice: object = None
+        ) -> dict[str, Finding]:
             found = examine_portrait(np.asarray(image), size_px, tracker, load_mean_face(), choice)  # type: ignore[arg-type]
             return {finding.name: finding for finding in found}
 
@@ -111,13 +125,22 @@ class ShownTracker:
 
     def faces(self, image: ImageArray) -> list:
         side = min(image.shape[:2])
-        return [TrackedFace(((self.landmarks + np.array([1, 1, 0])) * side / 2).astype(np.float32), np.zeros(52, np.float32))]
+        return [
+            TrackedFace(
+                ((self.landmarks + np.array([1, 1, 0])) * side / 2).astype(np.float32), np.zeros(52, np.float32)
+            )
+        ]
 
 
 @pytest.mark.parametrize(
     ("change", "name", "value"),
-    [("yaw", "yaw", 25.0), ("pitch", "pitch", -30.0), ("open", "lip_opening", 0.25), ("shut", "eye_ratio", 0.0),
-     ("none", "", 0)],
+    [
+        ("yaw", "yaw", 25.0),
+        ("pitch", "pitch", -30.0),
+        ("open", "lip_opening", 0.25),
+        ("shut", "eye_ratio", 0.0),
+        ("none", "", 0),
+    ],
 )
 def test_a_face_that_is_posed(change: str, name: str, value: float) -> None:
     """Pose, mouth and eyes of the mean face are set by hand, so that the value is known."""
@@ -230,16 +253,23 @@ def test_steadiness_does_not_depend_on_the_pieces(voice: np.ndarray, monkeypatch
 
 
 def test_report() -> None:
-    sections = [Section("portrait", "p.png", (Finding("faces", 1, ""), Finding("yaw", 25.0, "degrees", "warning", "turn"))),
-                Section("speech", "s.wav", (Finding("file", None, "", "error", "broken"),))]  # fmt: skip
+    sections = [
+        Section("portrait", "p.png", (Finding("faces", 1, ""), Finding("yaw", 25.0, "degrees", "warning", "turn"))),
+        Section("speech", "s.wav", (Finding("file", None, "", "error", "broken"),)),
+    ]
     assert verdict(sections[:1]) == "warning" and verdict(sections) == "error" and verdict([]) == "ok"
     assert as_json(sections[:1]) == {
-        "format": "dawn-check-1", "verdict": "warning", "speech": None,
-        "portrait": {"path": "p.png", "findings": [
-            {"name": "faces", "value": 1, "unit": "", "level": "ok", "advice": ""},
-            {"name": "yaw", "value": 25.0, "unit": "degrees", "level": "warning", "advice": "turn"},
-        ]},
-    }  # fmt: skip
+        "format": "dawn-check-1",
+        "verdict": "warning",
+        "speech": None,
+        "portrait": {
+            "path": "p.png",
+            "findings": [
+                {"name": "faces", "value": 1, "unit": "", "level": "ok", "advice": ""},
+                {"name": "yaw", "value": 25.0, "unit": "degrees", "level": "warning", "advice": "turn"},
+            ],
+        },
+    }
     words = as_words(sections)
     assert len(words) == 5 and "25 degrees" in words[2] and words[2].endswith("turn") and words[3] == "speech s.wav"
     assert [line.split()[0] for line in as_words(sections, "error")] == ["speech", "error"]
@@ -268,8 +298,9 @@ def test_check_refuses_what_it_cannot_write(run: Callable, out: Path, portrait_p
     refused(run("check", portrait_path, "--preset", "nobody"), out, "unknown preset 'nobody'")
 
 
-def test_generate_strictly(run: Callable, out: Path, tmp_path: Path, portrait_path: Path, speech_path: Path,
-                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_generate_strictly(
+    run: Callable, out: Path, tmp_path: Path, portrait_path: Path, speech_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused before any model is loaded; what is fine is let through."""
     import dawn.pipeline
 

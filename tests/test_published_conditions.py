@@ -116,8 +116,23 @@ def test_the_68_points_lie_where_they_should(mean_face: Tensor) -> None:
     assert bool((x[:17].diff() > 0).all()) and bool((x[17:27].diff() > 0).all()), "jaw and brows run from left to right"
     assert int(y[:17].argmax()) == 8
     assert bool((y[27:31].diff() > 0).all()), "the bridge runs down"
-    mirror = ((0, 16), (4, 12), (7, 9), (17, 26), (21, 22), (31, 35), (36, 45), (37, 44), (39, 42), (41, 46), (48, 54),
-              (50, 52), (55, 59), (60, 64), (67, 65))  # fmt: skip
+    mirror = (
+        (0, 16),
+        (4, 12),
+        (7, 9),
+        (17, 26),
+        (21, 22),
+        (31, 35),
+        (36, 45),
+        (37, 44),
+        (39, 42),
+        (41, 46),
+        (48, 54),
+        (50, 52),
+        (55, 59),
+        (60, 64),
+        (67, 65),
+    )
     for a, b in mirror:
         reflected = face[b] * torch.tensor([-1.0, 1.0, 1.0])
         assert float((face[a] - reflected).norm()) < 0.06, (a, b)

@@ -20,10 +20,22 @@ TABLE_ROWS = 240
 """Instead of 20,000: the converter only compares the table."""
 OUTPUTS = {"pose": 6, "blink": 2}
 OPTIONS: dict[str, Any] = {
-    "modelname": "cvae_transformerreemb5_rc_kl", "modeltype": "cvae", "archiname": "transformerreemb5", "num_layers": 2,
-    "ff_size": 64, "num_buckets": 128, "max_distance": 128, "audio_latent_dim": 256, "pose_latent_dim": 32,
-    "activation": "gelu", "dropout": 0.1, "lambda_kl": 0.001, "lr": 1e-4, "pos_dim": 0, "eye_dim": 2,
-}  # fmt: skip
+    "modelname": "cvae_transformerreemb5_rc_kl",
+    "modeltype": "cvae",
+    "archiname": "transformerreemb5",
+    "num_layers": 2,
+    "ff_size": 64,
+    "num_buckets": 128,
+    "max_distance": 128,
+    "audio_latent_dim": 256,
+    "pose_latent_dim": 32,
+    "activation": "gelu",
+    "dropout": 0.1,
+    "lambda_kl": 0.001,
+    "lr": 1e-4,
+    "pos_dim": 0,
+    "eye_dim": 2,
+}
 
 
 @cache
@@ -120,7 +132,9 @@ def test_pose_normalisation() -> None:
 
 @pytest.mark.parametrize(("kind", "listing"), [("pose", "pbnet-pose"), ("blink", "pbnet-blink-p32")])
 def test_converter_uses_every_entry_once(kind: str, listing: str) -> None:
-    options = OPTIONS if kind == "blink" else OPTIONS | {"pos_dim": 6, "eye_dim": 0, "ff_size": 128, "pose_latent_dim": 64}
+    options = (
+        OPTIONS if kind == "blink" else OPTIONS | {"pos_dim": 6, "eye_dim": 0, "ff_size": 128, "pose_latent_dim": 64}
+    )
     config = config_from_options(options)
     state = official_state(kind, listing)
     assert len(state) == 88

@@ -29,10 +29,29 @@ from dawn.research.training.paper.pbnet import (
 )
 
 AUDIO = 8
-SMALL = {"width": 16, "inner": 32, "latent_size": 8, "audio_size": AUDIO, "audio_width": 16, "heads": 4, "head_size": 8,
-         "bias_buckets": 16, "bias_max_distance": 16, "window_frames": 12}  # fmt: skip
-QUICK = {"batch": 4, "warmup_steps": 1, "log_every": 1, "sheet_every": 1000, "save_every": 1000, "precision": "fp32",
-         "window_frames": 32, "discriminator_width": 8, "lr": 3e-3}  # fmt: skip
+SMALL = {
+    "width": 16,
+    "inner": 32,
+    "latent_size": 8,
+    "audio_size": AUDIO,
+    "audio_width": 16,
+    "heads": 4,
+    "head_size": 8,
+    "bias_buckets": 16,
+    "bias_max_distance": 16,
+    "window_frames": 12,
+}
+QUICK = {
+    "batch": 4,
+    "warmup_steps": 1,
+    "log_every": 1,
+    "sheet_every": 1000,
+    "save_every": 1000,
+    "precision": "fp32",
+    "window_frames": 32,
+    "discriminator_width": 8,
+    "lr": 3e-3,
+}
 
 
 def tracks(outputs: int, lengths: tuple[int, ...] = (60, 41, 20)) -> list[HeadTrack]:
@@ -41,8 +60,10 @@ def tracks(outputs: int, lengths: tuple[int, ...] = (60, 41, 20)) -> list[HeadTr
     made = []
     for length in lengths:
         loud = torch.sin(torch.arange(length) / 4 + 6 * torch.rand(1, generator=generator))
-        audio = [loud[:, None] * torch.linspace(-1, 1, AUDIO) + 0.1 * torch.randn(length, AUDIO, generator=generator)
-                 for _ in range(2)]  # fmt: skip
+        audio = [
+            loud[:, None] * torch.linspace(-1, 1, AUDIO) + 0.1 * torch.randn(length, AUDIO, generator=generator)
+            for _ in range(2)
+        ]
         if outputs == 6:
             pose = loud[:, None] * torch.tensor([30.0, 40.0, 20.0, 1e-5, 8.0, 5.0])
             state = normalise_pose(pose + torch.tensor([3.0, -5.0, 0.0, 4.8e-4, 56.0, 65.0]))

@@ -111,8 +111,14 @@ def test_offset_is_given_in_both_units_and_not_judged_by_chance() -> None:
 
 def test_what_cannot_be_told_is_none() -> None:
     nobody = np.full(FRAMES, np.nan)
-    blind = course(opening=nobody, eyes=nobody, angles=np.full((FRAMES, 3), np.nan), jitter=np.zeros(2), flicker=np.zeros(2),
-                   sync=np.zeros((2, 21)))  # fmt: skip
+    blind = course(
+        opening=nobody,
+        eyes=nobody,
+        angles=np.full((FRAMES, 3), np.nan),
+        jitter=np.zeros(2),
+        flicker=np.zeros(2),
+        sync=np.zeros((2, 21)),
+    )
     found = named(examine_course(blind, np.zeros(0, np.float32)))
     assert found["face_found"].value == 0 and found["face_found"].level == "warning"
     assert {name for name, finding in found.items() if finding.value is None} == {*found} - {"face_found", "frozen"}
@@ -148,7 +154,9 @@ def test_pieces_make_the_same_numbers_as_the_whole(monkeypatch: pytest.MonkeyPat
     parts = list(pieces(frames, Blinking(), box))  # type: ignore[arg-type]
     assert [(part.start, len(part.crops)) for part in parts] == [(0, 25), (25, 25), (50, 10)]
     samples = np.random.default_rng(1).normal(0, 0.1, 60 * 640).astype(np.float32)
-    made = [measure(part, samples[part.start * 640 :][: len(part.crops) * 640], tools.judge, tools.sface) for part in parts]
+    made = [
+        measure(part, samples[part.start * 640 :][: len(part.crops) * 640], tools.judge, tools.sface) for part in parts
+    ]
     joined, once = selfcheck.joined(made), measure(whole, samples, tools.judge, tools.sface)
     for name in ("opening", "eyes", "angles", "change", "features"):
         np.testing.assert_allclose(getattr(joined, name), getattr(once, name), atol=1e-5)
@@ -262,8 +270,13 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float | None]
 @pytest.mark.usefixtures("prepared_once")
 @pytest.mark.parametrize(
     ("values", "kept"),
-    [({5: 0.1, 6: 0.3, 7: 0.2}, 6), ({5: 0.3, 6: 0.3, 7: 0.3}, 5), ({5: None, 6: None, 7: -0.1}, 7), ({5: None, 6: None}, 5)],
-)  # fmt: skip
+    [
+        ({5: 0.1, 6: 0.3, 7: 0.2}, 6),
+        ({5: 0.3, 6: 0.3, 7: 0.3}, 5),
+        ({5: None, 6: None, 7: -0.1}, 7),
+        ({5: None, 6: None}, 5),
+    ],
+)
 def test_the_best_seed_is_kept(tiny_model: Dawn, speech: Callable, scored: Callable, values: dict, kept: int) -> None:
     scored(values)
     sound = speech(20)
@@ -288,7 +301,9 @@ def test_the_best_seed_is_kept(tiny_model: Dawn, speech: Callable, scored: Calla
 def test_scores_are_the_same_every_time(tiny_model: Dawn, speech: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "FaceTracker", BrightnessTracker)
     sound = speech(16)
-    first, again = (best_seed(tiny_model, lambda seed: tiny_model("x.png", sound, seed=seed), 0, 2)[1] for _ in range(2))
+    first, again = (
+        best_seed(tiny_model, lambda seed: tiny_model("x.png", sound, seed=seed), 0, 2)[1] for _ in range(2)
+    )
     assert first == again and len({score.sync for score in first}) == 2
     assert max(first, key=lambda score: score.sync or 0).kept
     with pytest.raises(InputError, match="--retry"):
@@ -301,8 +316,19 @@ def test_scores_are_the_same_every_time(tiny_model: Dawn, speech: Callable, monk
 @pytest.mark.usefixtures("prepared_once")
 def test_generate_with_retry_and_report(run: Callable, out: Path, speech_path: Path, scored: Callable) -> None:
     scored({2: 0.1, 3: 0.4, 4: 0.2})
-    code, printed, errors = run("generate", "x.png", speech_path, "--seed", 2, "--retry", 3, "--report", out / "r.json",
-                                "--motion-out", out / "m.json")  # fmt: skip
+    code, printed, errors = run(
+        "generate",
+        "x.png",
+        speech_path,
+        "--seed",
+        2,
+        "--retry",
+        3,
+        "--report",
+        out / "r.json",
+        "--motion-out",
+        out / "m.json",
+    )
     assert (code, errors) == (0, "") and "seed 3 kept" in printed
     report = json.loads((out / "r.json").read_text())
     assert [(score["seed"], score["kept"]) for score in report["seeds"]] == [(2, False), (3, True), (4, False)]

@@ -24,7 +24,20 @@ from dawn.apps.serving.service import Service  # noqa: E402
 from dawn.errors import ConfigError  # noqa: E402
 from dawn.media.motion_json import load_motion  # noqa: E402
 from dawn.pipeline import Dawn  # noqa: E402
-from serving_client import BEGUN, PATIENCE_S, PORTRAIT, SPEECH, TOKEN, Server, busy, film, inputs, refused, serving, wait_for  # noqa: E402
+from serving_client import (
+    BEGUN,
+    PATIENCE_S,
+    PORTRAIT,
+    SPEECH,
+    TOKEN,
+    Server,
+    busy,
+    film,
+    inputs,
+    refused,
+    serving,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +93,10 @@ def test_stream_is_the_film_at_its_time(server: Server, files: dict[str, bytes],
     whole = server.client.get(f"/v1/jobs/{number}/result").content
     assert b"moof" in streamed and b"moof" not in whole
     assert whole.index(b"moov") < whole.index(b"mdat")
-    (times, sound, pictures), (whole_times, whole_sound, whole_pictures) = film(streamed, tmp_path), film(whole, tmp_path)
+    (times, sound, pictures), (whole_times, whole_sound, whole_pictures) = (
+        film(streamed, tmp_path),
+        film(whole, tmp_path),
+    )
     assert times == whole_times == [Fraction(i, 25) for i in range(25)]
     assert all((one == other).all() for one, other in zip(pictures, whole_pictures, strict=True))
     # The sound's first block is a fade-in; all that follows is the same, at the same time, but for the noise that AAC decoders
@@ -140,7 +156,9 @@ def test_owner_that_leaves_the_queue(server: Server, files: dict[str, bytes], lo
     request = httpx.Request("POST", server.client.base_url.join("/v1/generate?stream=1"), files=files)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         lines = [f"{key}: {value}" for key, value in request.headers.items()]
-        connection.sendall("\r\n".join(["POST /v1/generate?stream=1 HTTP/1.1", *lines, "", ""]).encode() + request.read())
+        connection.sendall(
+            "\r\n".join(["POST /v1/generate?stream=1 HTTP/1.1", *lines, "", ""]).encode() + request.read()
+        )
         waiting = wait_for(lambda: server.service.store.queued())[0].id
     assert server.ended(waiting)["state"] == "cancelled"
     assert server.client.delete(f"/v1/jobs/{running}").json()["state"] == "cancelled"
@@ -174,12 +192,22 @@ def test_cancel_running_and_queued(server: Server, files: dict[str, bytes], long
 # --------------------------------------------------------------------------------------- queue, token, stop, restart
 
 
-def test_full_queue_token_stop_and_restart(tiny_model: Dawn, files: dict[str, bytes], long_files: dict[str, bytes],
-                                           tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_full_queue_token_stop_and_restart(
+    tiny_model: Dawn,
+    files: dict[str, bytes],
+    long_files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DAWN_TOKEN", TOKEN)
     with serving(tiny_model, tmp_path / "data", max_queue=1) as server:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"},
-                        {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": "Bearer é".encode()}):  # fmt: skip
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": f"Basic {TOKEN}"},
+            {"Authorization": f"Bearer {TOKEN}x"},
+            {"Authorization": "Bearer é".encode()},
+        ):
             for asked in ("GET /v1/jobs", "POST /v1/generate", "GET /metrics", f"DELETE /v1/jobs/{'0' * 32}"):
                 answer = server.client.request(*asked.split(), headers=headers)
                 refused(answer, 401)
@@ -230,8 +258,9 @@ def test_full_disk_fails_the_job_only(server: Server, files: dict[str, bytes], m
     assert server.ended(server.send(files).json()["id"])["state"] == "done"
 
 
-def test_full_disk_refuses_uploads_and_keeps_records(server: Server, files: dict[str, bytes],
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_full_disk_refuses_uploads_and_keeps_records(
+    server: Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 

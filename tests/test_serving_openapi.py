@@ -66,11 +66,21 @@ def described(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes])
             assert ended(server.client, number)["state"] == "done"
             return number
 
-        yield SimpleNamespace(schema=schemathesis.openapi.from_url(f"{server.client.base_url}/openapi.json"), job=finished)
+        yield SimpleNamespace(
+            schema=schemathesis.openapi.from_url(f"{server.client.base_url}/openapi.json"), job=finished
+        )
 
 
-OPERATIONS = ("GET /health", "GET /metrics", "POST /v1/generate", "GET /v1/jobs", "GET /v1/jobs/{id}", "DELETE /v1/jobs/{id}",
-              "GET /v1/jobs/{id}/result", "GET /v1/jobs/{id}/motion")  # fmt: skip
+OPERATIONS = (
+    "GET /health",
+    "GET /metrics",
+    "POST /v1/generate",
+    "GET /v1/jobs",
+    "GET /v1/jobs/{id}",
+    "DELETE /v1/jobs/{id}",
+    "GET /v1/jobs/{id}/result",
+    "GET /v1/jobs/{id}/motion",
+)
 
 
 def test_all_operations_are_tried(described: Any) -> None:
@@ -96,7 +106,11 @@ def test_every_answer_is_described(described: Any, files: dict[str, bytes], labe
     try:
         answer()
     except Unsatisfiable:
-        assert mode == schemathesis.GenerationMode.NEGATIVE and not operation.body and label in ("GET /health", "GET /metrics")
+        assert (
+            mode == schemathesis.GenerationMode.NEGATIVE
+            and not operation.body
+            and label in ("GET /health", "GET /metrics")
+        )
     else:
         assert not positive or min(tried) < 300, tried
         assert positive or max(tried) >= 400, tried

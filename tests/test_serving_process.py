@@ -35,8 +35,9 @@ class Process:
         options = [f"--{name.replace('_', '-')}={value}" for name, value in {"port": 0, **settings}.items()]
         environment = {name: value for name, value in os.environ.items() if name != "DAWN_TOKEN"}
         command = [sys.executable, "-m", "dawn.apps.cli.main", "serve", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
-                                        env=environment | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment | {"OMP_NUM_THREADS": "1"}
+        )
         assert self.process.stdout is not None
         self.greeting = self.process.stdout.readline().strip()
         self.address = self.greeting.split()[2]
@@ -60,7 +61,9 @@ class Process:
 
     def memory_mib(self) -> float:
         lines = self.client.get("/metrics").text.splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes")) / (1 << 20)
+        return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes")) / (
+            1 << 20
+        )
 
 
 @contextmanager
@@ -87,8 +90,12 @@ def test_refused_before_listening(tmp_path: Path, tiny_preset: Path, monkeypatch
     with monkeypatch.context() as plain, pytest.raises(ConfigError, match=r"dawn\[serve\]"):
         plain.setitem(sys.modules, "uvicorn", None)
         serve(ServeSettings(data=tmp_path))
-    for settings, part in (({"host": "0.0.0.0"}, "token"), ({"preset": "none"}, "preset"), ({"device": "none"}, "device"),
-                           ({"host": "no.such.host.invalid", "token_file": Path(__file__)}, "letters")):  # fmt: skip
+    for settings, part in (
+        ({"host": "0.0.0.0"}, "token"),
+        ({"preset": "none"}, "preset"),
+        ({"device": "none"}, "device"),
+        ({"host": "no.such.host.invalid", "token_file": Path(__file__)}, "letters"),
+    ):
         given = {"port": 0, "data": tmp_path, "preset": str(tiny_preset), **settings}
         with pytest.raises(ConfigError, match=part) as error:
             serve(ServeSettings(**given))
@@ -98,8 +105,10 @@ def test_refused_before_listening(tmp_path: Path, tiny_preset: Path, monkeypatch
 def test_job_that_ends_the_service_again_and_again(tiny_model: Dawn, tmp_path: Path) -> None:
     settings = ServeSettings(data=tmp_path / "data")
     store = Store(settings.folder)
-    jobs = [Job(id=digit * 32, options=JobOptions(), state="running", received=time.time(), started=1.0, attempts=attempts)
-            for digit, attempts in (("a", MAX_ATTEMPTS), ("b", 1), ("c", 1))]  # fmt: skip
+    jobs = [
+        Job(id=digit * 32, options=JobOptions(), state="running", received=time.time(), started=1.0, attempts=attempts)
+        for digit, attempts in (("a", MAX_ATTEMPTS), ("b", 1), ("c", 1))
+    ]
     for job in jobs:
         store.add(job)
         folder = settings.folder / "jobs" / job.id
@@ -186,8 +195,16 @@ def test_a_browser_plays_the_stream(tiny_preset: Path, tmp_path: Path) -> None:
     if not chromium.exists():
         pytest.skip("no Chromium here")
     (tmp_path / "long").mkdir()
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"]  # fmt: skip
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--autoplay-policy=no-user-gesture-required",
+    ]
     with process(preset=str(tiny_preset), data=tmp_path / "data") as server, playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=str(chromium), args=arguments)
         page = browser.new_page()

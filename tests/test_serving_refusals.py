@@ -41,18 +41,35 @@ def test_bad_files_are_refused_at_once(server: Server, files: dict[str, bytes], 
     refused(server.send({PORTRAIT: files[PORTRAIT], "other": b"x"}), 422, "'other'")
     refused(server.client.post("/v1/generate", files={SPEECH: files[SPEECH]}, data={PORTRAIT: "text"}), 422, "portrait")
     refused(server.client.post("/v1/generate", json={}), 415, "multipart/form-data")
-    for kind, status, part in (("multipart/form-data; boundary=x", 422, "missing"), ("multipart/form-data", 400, "form")):
-        refused(server.client.post("/v1/generate", content=b"--x\r\nnonsense", headers={"content-type": kind}), status, part)
+    for kind, status, part in (
+        ("multipart/form-data; boundary=x", 422, "missing"),
+        ("multipart/form-data", 400, "form"),
+    ):
+        refused(
+            server.client.post("/v1/generate", content=b"--x\r\nnonsense", headers={"content-type": kind}), status, part
+        )
     assert server.service.store.all() == before
     assert not list((server.settings.folder / "incoming").iterdir())
 
 
 @pytest.mark.parametrize(
     ("field", "value", "part"),
-    [("seed", -1, "seed"), ("seed", "x", "seed"), ("seed", 2**63, "seed"), ("guidance", 11, "guidance"), ("steps", 0, "steps"),
-     ("blink", "nan", "blink"), ("still", 3, "still"), ("size", 100, "128"), ("frame", "round", "frame"),
-     ("face", "left", "face"), ("colour", "red", "colour"), ("expression", 2.5, "expression"), ("seed", "1" * 2000, "form")],
-)  # fmt: skip
+    [
+        ("seed", -1, "seed"),
+        ("seed", "x", "seed"),
+        ("seed", 2**63, "seed"),
+        ("guidance", 11, "guidance"),
+        ("steps", 0, "steps"),
+        ("blink", "nan", "blink"),
+        ("still", 3, "still"),
+        ("size", 100, "128"),
+        ("frame", "round", "frame"),
+        ("face", "left", "face"),
+        ("colour", "red", "colour"),
+        ("expression", 2.5, "expression"),
+        ("seed", "1" * 2000, "form"),
+    ],
+)
 def test_bad_options(server: Server, files: dict[str, bytes], field: str, value: Any, part: str) -> None:
     answer = server.send(files, **{field: value})
     refused(answer, 400 if part == "form" else 422, part)
@@ -70,8 +87,9 @@ def test_portrait_without_a_face_fails_in_its_turn(server: Server, files: dict[s
     refused(server.send(faceless, "/v1/generate?stream=1"), 400, "face")
 
 
-@pytest.mark.parametrize("number", ["..", "%2e%2e", "../../etc/passwd", "..%2f..%2fjobs.sqlite", "0" * 31, "G" * 32,
-                                    "0" * 32 + "%00"])  # fmt: skip
+@pytest.mark.parametrize(
+    "number", ["..", "%2e%2e", "../../etc/passwd", "..%2f..%2fjobs.sqlite", "0" * 31, "G" * 32, "0" * 32 + "%00"]
+)
 def test_no_path_gets_out_of_the_folder(server: Server, number: str) -> None:
     for path in (f"/v1/jobs/{number}", f"/v1/jobs/{number}/result", f"/v1/jobs/{number}/motion"):
         assert server.client.get(path).status_code in (404, 422)
@@ -83,12 +101,13 @@ def test_names_of_uploads_are_not_used(server: Server, files: dict[str, bytes]) 
     number = server.send(named).json()["id"]
     assert server.ended(number)["state"] == "done"
     assert {path.name for path in server.settings.folder.rglob("*")} >= {number, "out.mp4"}
-    assert not [path for path in server.settings.folder.parent.rglob("*") if "evil" in path.name or "passwd" in path.name]
+    assert not [
+        path for path in server.settings.folder.parent.rglob("*") if "evil" in path.name or "passwd" in path.name
+    ]
 
 
 def test_huge_upload_is_counted_as_it_comes(server: Server, files: dict[str, bytes]) -> None:
-    head = (b'--b\r\nContent-Disposition: form-data; name="portrait"; filename="p"\r\n'
-            b"Content-Type: image/png\r\n\r\n")  # fmt: skip
+    head = b'--b\r\nContent-Disposition: form-data; name="portrait"; filename="p"\r\nContent-Type: image/png\r\n\r\n'
 
     def endless() -> Iterator[bytes]:
         yield head
@@ -145,7 +164,9 @@ def test_metrics_and_health(server: Server, files: dict[str, bytes]) -> None:
     server.ended(server.send(files).json()["id"])
     wait_for(lambda: server.service.live is None)
     text = server.client.get("/metrics").text
-    values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if not line.startswith("#")}
+    values = {
+        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if not line.startswith("#")
+    }
     jobs = server.service.store.all()
     assert values['dawn_jobs{state="done"}'] == sum(job.state == "done" for job in jobs)
     assert values["dawn_queue_length"] == 0 and values["dawn_model_loaded"] == 1
@@ -166,8 +187,21 @@ def test_docs_need_nothing_from_elsewhere(server: Server) -> None:
                 schema = json.dumps(answer.get("content", {}).get("application/json", {}))
                 assert code < "400" or code == "416" or path == "/health" or "ErrorAnswer" in schema
     form = description["paths"]["/v1/generate"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert {"portrait", "speech", "seed", "steps", "guidance", "pose_scale", "blink", "still", "expression", "size", "frame",
-            "face", "allow_silence"} <= set(form["properties"])  # fmt: skip
+    assert {
+        "portrait",
+        "speech",
+        "seed",
+        "steps",
+        "guidance",
+        "pose_scale",
+        "blink",
+        "still",
+        "expression",
+        "size",
+        "frame",
+        "face",
+        "allow_silence",
+    } <= set(form["properties"])
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
@@ -203,8 +237,9 @@ def test_addresses_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         create_app(ServeSettings(data=tmp_path / "old"), tiny_model)
 
 
-def test_the_examples_of_the_documentation(server: Server, files: dict[str, bytes], tmp_path: Path,
-                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_examples_of_the_documentation(
+    server: Server, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (EXAMPLES.parent / "docs" / "http.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == text.count("```python") == 2

@@ -58,8 +58,11 @@ def decoded(data: bytes) -> tuple[list[Fraction], list[np.ndarray], np.ndarray |
             return [f.pts * f.time_base for f in frames], [f.to_ndarray(format="rgb24") for f in frames], None
         sound = list(container.decode(audio=0))
     assert sound[0].pts == 0
-    return ([f.pts * f.time_base for f in frames], [f.to_ndarray(format="rgb24") for f in frames],
-            np.concatenate([s.to_ndarray()[0] for s in sound]))  # fmt: skip
+    return (
+        [f.pts * f.time_base for f in frames],
+        [f.to_ndarray(format="rgb24") for f in frames],
+        np.concatenate([s.to_ndarray()[0] for s in sound]),
+    )
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
@@ -98,8 +101,10 @@ def test_without_sound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("room", [10, 3000, 20_000])
 def test_a_full_disk_leaves_no_video(tmp_path: Path, speech: Speech, room: int) -> None:
-    with (pytest.raises(OutputError, match="no space") as error,
-          VideoWriter(tmp_path / "out.mp4", 64, 64, speech, stream=Sink(room)) as writer):  # fmt: skip
+    with (
+        pytest.raises(OutputError, match="no space") as error,
+        VideoWriter(tmp_path / "out.mp4", 64, 64, speech, stream=Sink(room)) as writer,
+    ):
         for index in range(speech.frame_count):
             writer.write(picture(index))
     assert len(str(error.value).splitlines()) == 1

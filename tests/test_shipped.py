@@ -88,8 +88,11 @@ def test_frames_show_the_motion_that_was_asked_for(model: Dawn, spoken: Video) -
     frames = range(0, 200, 2)
     wanted = model.landmarks(spoken.face, spoken.motion, 0, 200)[::2]
     with FaceTracker() as tracker:
-        found = [tracker.faces(np.kron(frame, np.ones((2, 2, 1), np.uint8))) for index, frame in
-                 zip(range(200), model.render(spoken.face, spoken.motion), strict=False) if index in frames]  # fmt: skip
+        found = [
+            tracker.faces(np.kron(frame, np.ones((2, 2, 1), np.uint8)))
+            for index, frame in zip(range(200), model.render(spoken.face, spoken.motion), strict=False)
+            if index in frames
+        ]
     assert all(len(faces) == 1 for faces in found)
     seen = torch.from_numpy(np.stack([faces[0].landmarks for faces in found]))
     r = np.corrcoef(lip_aperture(seen), lip_aperture(wanted))[0, 1]

@@ -67,7 +67,9 @@ def test_a_wrong_user_is_refused_and_not_repeated(text: str, tmp_path: Path) -> 
     assert "hunter2" not in repr(StudioSettings(auth="ann:hunter2"))
 
 
-@pytest.mark.parametrize("wrong", [{"port": 70000}, {"max_queue": 0}, {"keep_hours": 0}, {"hots": "x"}, {"max_seconds": 1e9}])
+@pytest.mark.parametrize(
+    "wrong", [{"port": 70000}, {"max_queue": 0}, {"keep_hours": 0}, {"hots": "x"}, {"max_seconds": 1e9}]
+)
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         parse(StudioSettings, wrong, "studio")
@@ -239,8 +241,13 @@ def test_files_of_closed_and_unused_pages_go(monkeypatch: pytest.MonkeyPatch) ->
     time.sleep(0.01)
     sessions.sweep()
     assert not upload.exists()
-    for wrong in ("/etc/hostname", "https://example.org/a.png", str(two.folder / "a.png"), str(sessions.root / "alive"),
-                  str(sessions.root / "x" / ".." / "pages" / "y")):  # fmt: skip
+    for wrong in (
+        "/etc/hostname",
+        "https://example.org/a.png",
+        str(two.folder / "a.png"),
+        str(sessions.root / "alive"),
+        str(sessions.root / "x" / ".." / "pages" / "y"),
+    ):
         assert not sessions.upload(wrong).exists() and sessions.root in sessions.upload(wrong).parents
     assert sessions.upload(str(upload)) == upload
     sessions.close()
@@ -332,7 +339,9 @@ def test_which_face(session: Session, portrait_path: Path, tmp_path: Path) -> No
     assert session.choose_face(1).face == 1
 
 
-def test_unusable_files_give_the_line_of_the_command_line(session: Session, portrait_path: Path, tmp_path: Path) -> None:
+def test_unusable_files_give_the_line_of_the_command_line(
+    session: Session, portrait_path: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="no portrait"):
         session.generate(128, "crop")
     Image.new("RGB", (300, 300), "gray").save(tmp_path / "grey.png")
@@ -410,8 +419,9 @@ def test_blinks_rerolls_and_undo(session: Session, portrait_path: Path, speech_p
     assert job.wait(WAIT_S) and job.error is not None and "region" in job.error
 
 
-def test_cancel_keeps_the_last_video(session: Session, portrait_path: Path, speech_path: Path,
-                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_cancel_keeps_the_last_video(
+    session: Session, portrait_path: Path, speech_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made(session, portrait_path, speech_path)
     assert session.result is not None
     first, folders = session.result.video, {path.name for path in session.folder.glob("result-*")}

@@ -23,9 +23,18 @@ from dawn.media.motion_json import load_motion
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
-             "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # fmt: skip
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
 PATIENCE_S = 180
 PATIENCE_MS = 1000.0 * PATIENCE_S
 SERVER = """
@@ -119,8 +128,10 @@ def video_of(page: Any) -> dict[str, float]:
     page.wait_for_selector("#dawn-stage video")
     page.evaluate("document.querySelector('#dawn-stage video').play()")
     page.wait_for_function("document.querySelector('#dawn-stage video').currentTime > 0.3")
-    return page.evaluate("(({duration, videoWidth, currentTime}) => ({duration, videoWidth, currentTime}))"
-                         "(document.querySelector('#dawn-stage video'))")  # fmt: skip
+    return page.evaluate(
+        "(({duration, videoWidth, currentTime}) => ({duration, videoWidth, currentTime}))"
+        "(document.querySelector('#dawn-stage video'))"
+    )
 
 
 def download(page: Any, text: str, folder: Path) -> Path:
@@ -136,8 +147,9 @@ def drawn(server: Server, page_folder: Path) -> np.ndarray:
     return np.fromfile(path, np.uint8).reshape(-1, 256, 256, 3)
 
 
-def test_from_portrait_and_speech_to_an_edited_video(server: Server, opened: Callable[..., Any], portrait_path: Path,
-                                                     two_seconds: Path, tmp_path: Path) -> None:  # fmt: skip
+def test_from_portrait_and_speech_to_an_edited_video(
+    server: Server, opened: Callable[..., Any], portrait_path: Path, two_seconds: Path, tmp_path: Path
+) -> None:
     page = opened(server.url)
     give(page, portrait_path, two_seconds)
     shown = page.locator("#dawn-portrait img")
@@ -190,8 +202,9 @@ def test_from_portrait_and_speech_to_an_edited_video(server: Server, opened: Cal
     assert "its start must lie before its end" in page.inner_text("#dawn-edited")
 
 
-def test_previews_come_before_the_end_and_cancel_ends_it(server: Server, opened: Callable[..., Any],
-                                                         portrait_path: Path) -> None:  # fmt: skip
+def test_previews_come_before_the_end_and_cancel_ends_it(
+    server: Server, opened: Callable[..., Any], portrait_path: Path
+) -> None:
     page = opened(server.url)
     give(page, portrait_path, None)
     page.click("text=9 seconds")
@@ -222,7 +235,9 @@ def test_who_comes_later_waits_and_too_many_are_refused(server: Server, opened: 
     first.click("#dawn-generate:not([disabled])")
     first.wait_for_selector("#dawn-stage [aria-label='Composing the motion'], #dawn-stage img")
     second.click("#dawn-generate:not([disabled])")
-    second.wait_for_function("document.querySelector('#dawn-stage').innerText.includes('Waiting for the video before yours')")
+    second.wait_for_function(
+        "document.querySelector('#dawn-stage').innerText.includes('Waiting for the video before yours')"
+    )
     second.wait_for_timeout(1000)
     third.click("#dawn-generate:not([disabled])")
     third.wait_for_selector("#dawn-stage .dawn-error")
@@ -254,7 +269,9 @@ def test_errors_are_one_line(server: Server, opened: Callable[..., Any], tmp_pat
         assert str(server.folder) not in message and "Traceback" not in message
 
 
-def test_several_faces_are_numbered(server: Server, opened: Callable[..., Any], portrait_path: Path, tmp_path: Path) -> None:
+def test_several_faces_are_numbered(
+    server: Server, opened: Callable[..., Any], portrait_path: Path, tmp_path: Path
+) -> None:
     page = opened(server.url)
     give(page, three_faces(tmp_path, portrait_path), None)
     choices = page.locator("#dawn-face label")
@@ -312,7 +329,9 @@ def test_a_telephone_is_wide_enough(server: Server, opened: Callable[..., Any], 
     page.wait_for_function("document.querySelector('.dawn-where').innerText.includes('0.40 to 0.80')")
 
 
-def test_files_of_a_closed_page_go_and_others_stay(server: Server, opened: Callable[..., Any], portrait_path: Path) -> None:
+def test_files_of_a_closed_page_go_and_others_stay(
+    server: Server, opened: Callable[..., Any], portrait_path: Path
+) -> None:
     first, second = opened(server.url), opened(server.url)
     for page in (first, second):
         give(page, portrait_path, None)
@@ -365,8 +384,10 @@ def test_the_wall_and_a_clean_end(opened: Callable[..., Any], browser: Any, tmp_
         page.wait_for_selector("#dawn-generate:not([disabled])")
         for path in ("/etc/hostname", str(tmp_path.parent), "https://example.org/"):
             assert page.request.get(f"{server.url}gradio_api/file={path}").status in (403, 404)
-        big = page.request.post(f"{server.url}gradio_api/upload", multipart={
-            "files": {"name": "big.png", "mimeType": "image/png", "buffer": b"\0" * (2 << 20)}})  # fmt: skip
+        big = page.request.post(
+            f"{server.url}gradio_api/upload",
+            multipart={"files": {"name": "big.png", "mimeType": "image/png", "buffer": b"\0" * (2 << 20)}},
+        )
         assert big.status == 413
         page.click("text=Astronaut")
         page.wait_for_selector("#dawn-seen .dawn-ok")

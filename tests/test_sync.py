@@ -59,10 +59,15 @@ def still_clip(frames: int, seed: int = 0) -> Clip:
 @pytest.mark.parametrize("frame", [0, 9, 19])
 def test_windows_see_and_hear_their_own_frames_only(judge: SyncJudge, frame: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    mouths, samples = torch.rand(1, 20, 16, 16, generator=generator), torch.randn(1, 20 * FRAME, generator=generator) / 10
+    mouths, samples = (
+        torch.rand(1, 20, 16, 16, generator=generator),
+        torch.randn(1, 20 * FRAME, generator=generator) / 10,
+    )
     seen, heard = judge(mouths, samples)
     assert seen.shape == (1, 16, 8) and heard.shape == (1, 14, 8)
-    assert torch.allclose(seen.norm(dim=-1), torch.ones(1, 16)) and torch.allclose(heard.norm(dim=-1), torch.ones(1, 14))
+    assert torch.allclose(seen.norm(dim=-1), torch.ones(1, 16)) and torch.allclose(
+        heard.norm(dim=-1), torch.ones(1, 14)
+    )
     mouths[0, frame] = 1 - mouths[0, frame]
     samples[0, frame * FRAME : (frame + 1) * FRAME] *= -0.3
     seen_then, heard_then = judge(mouths, samples)
@@ -90,7 +95,9 @@ def test_the_mouth_picture_holds_still_while_the_head_moves() -> None:
     mean_face = load_mean_face()
     time = torch.arange(24) / 12
     # Slow against the smoothing of pose.
-    pose = torch.stack((0 * time, 0 * time, 12 * time.sin(), 0.6 + 0.05 * time.cos(), 0.1 * time.sin(), -0.2 + 0.1 * time), -1)
+    pose = torch.stack(
+        (0 * time, 0 * time, 12 * time.sin(), 0.6 + 0.05 * time.cos(), 0.1 * time.sin(), -0.2 + 0.1 * time), -1
+    )
     crops = mouth_crops(drawn_head(pose, 192), apply_pose(mean_face, pose), mean_face, 48)
     moved = (crops - crops[:1])[2:-2].abs()
     assert float(moved.mean()) < 0.01, float(moved.mean())
@@ -208,8 +215,15 @@ def made_up(monkeypatch: pytest.MonkeyPatch, agreement: float, lag: int = 0) -> 
         speech, other = walk(60, index), walk(60, 100 + index)
         heard = F.normalize(agreement * speech + (1 - agreement) * other, dim=1)
         vectors.append(Embedded(speech[15:41], heard[16 - lag : 40 - lag]))
-    clips = [Clip("ab"[i % 2], np.zeros((30, 1, 1, 3), np.uint8), np.zeros((30, 478, 3), np.float32),
-                  np.full(30 * FRAME, float(i + 1), np.float32)) for i in range(8)]  # fmt: skip
+    clips = [
+        Clip(
+            "ab"[i % 2],
+            np.zeros((30, 1, 1, 3), np.uint8),
+            np.zeros((30, 478, 3), np.float32),
+            np.full(30 * FRAME, float(i + 1), np.float32),
+        )
+        for i in range(8)
+    ]
     monkeypatch.setattr(sync, "embed", lambda judge, frames, landmarks, samples: vectors[int(samples[0]) - 1])
     return clips
 
@@ -218,8 +232,11 @@ def test_a_good_judge_is_found_good(judge: SyncJudge, monkeypatch: pytest.Monkey
     rows = sync.validate_judge(judge, made_up(monkeypatch, 0.6))
     assert all(values["value"] == 1 for name, values in rows.items() if "right" in name)
     assert sum("right" in name for name in rows) == 2 * len(sync.SHIFTS_MS) + 6
-    found = {name: (values["value"], values["control"]) for name, values in rows.items() if name.startswith("sound")
-             and "offset" in name}  # fmt: skip
+    found = {
+        name: (values["value"], values["control"])
+        for name, values in rows.items()
+        if name.startswith("sound") and "offset" in name
+    }
     assert len(found) == 10 and all(value == true for value, true in found.values())
     assert found["sound +200 ms: offset, pooled"] == (5, 5) and found["sound -400 ms: offset, pooled"] == (-10, -10)
     assert rows["in sync: confidence, pooled"]["value"] > 4 * rows["another's sound: confidence, pooled"]["value"]

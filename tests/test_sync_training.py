@@ -32,11 +32,22 @@ from dawn.research.training.sync import (
     looked_at,
 )
 
-MODEL = SyncJudgeConfig(mouth_size_px=16, widths=(8, 12, 16), sound_widths=(8, 12, 16), hidden=32, embedding=16, dropout=0)
+MODEL = SyncJudgeConfig(
+    mouth_size_px=16, widths=(8, 12, 16), sound_widths=(8, 12, 16), hidden=32, embedding=16, dropout=0
+)
 FRAMES = 34
 SIZE_PX = 64
-QUICK = {"batch": 8, "group": 2, "held_out": 1, "warmup_steps": 1, "log_every": 1, "sheet_every": 1000, "save_every": 1000,
-         "precision": "fp32", "lr": 5e-3}  # fmt: skip
+QUICK = {
+    "batch": 8,
+    "group": 2,
+    "held_out": 1,
+    "warmup_steps": 1,
+    "log_every": 1,
+    "sheet_every": 1000,
+    "save_every": 1000,
+    "precision": "fp32",
+    "lr": 5e-3,
+}
 
 
 def drawn_clip(seed: int) -> PreparedClip:
@@ -49,7 +60,9 @@ def drawn_clip(seed: int) -> PreparedClip:
     landmarks = apply_pose(load_mean_face(), pose).numpy()
     axis = (np.arange(SIZE_PX) + 0.5) * 2 / SIZE_PX - 1
     centre = landmarks[:, [61, 291], :2].mean(1)
-    away = np.hypot(axis[None, None, :] - centre[:, 0, None, None], (axis[None, :, None] - centre[:, 1, None, None]) * 1.5)
+    away = np.hypot(
+        axis[None, None, :] - centre[:, 0, None, None], (axis[None, :, None] - centre[:, 1, None, None]) * 1.5
+    )
     grey = np.where(away < 0.05 + 0.2 * loud[:, None, None], 40, 170) + rng.normal(0, 4, away.shape)
     frames = np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, -1)
     samples = np.repeat(0.005 + 0.2 * loud, 640) * rng.normal(0, 1, FRAMES * 640)
@@ -64,8 +77,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_clip(folder / f"clip{index}.safetensors", drawn_clip(index), person, "drawn")
     save_clip(folder / "long__a.safetensors", drawn_clip(20), "a", "drawn")
     silent = drawn_clip(21)
-    save_clip(folder / "mute.safetensors", PreparedClip(silent.frames, silent.landmarks, silent.blendshapes,
-                                                        np.zeros(0, np.float32)), "b", "drawn")  # fmt: skip
+    save_clip(
+        folder / "mute.safetensors",
+        PreparedClip(silent.frames, silent.landmarks, silent.blendshapes, np.zeros(0, np.float32)),
+        "b",
+        "drawn",
+    )
     return folder
 
 
@@ -206,13 +223,24 @@ def test_resume_is_exact(clips: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_short_run_learns_to_hear_what_it_sees(clips: Path, tmp_path: Path) -> None:
     """The whole way: the command's run, its files, and a judge that finds the offset of a person it never saw."""
-    overrides = {key: str(value) for key, value in QUICK.items()} | {"steps": "150", "log_every": "50", "ema_decay": "0.95"}
-    overrides |= {"model.mouth_size_px": "16", "model.widths": "[8, 12, 16]", "model.sound_widths": "[8, 12, 16]",
-                  "model.hidden": "32", "model.embedding": "16"}  # fmt: skip
+    overrides = {key: str(value) for key, value in QUICK.items()} | {
+        "steps": "150",
+        "log_every": "50",
+        "ema_decay": "0.95",
+    }
+    overrides |= {
+        "model.mouth_size_px": "16",
+        "model.widths": "[8, 12, 16]",
+        "model.sound_widths": "[8, 12, 16]",
+        "model.hidden": "32",
+        "model.embedding": "16",
+    }
     out = tmp_path / "run"
     assert run_training("sync", clips, out, overrides=overrides) == 150
     assert (tmp_path / "mouth_cache" / f"{clips.name}.safetensors").is_file()
-    assert {"right_3", "right_5", "right_10", "offset", "confidence", "offset_near"} == records(out)[-1]["validation"].keys()
+    assert {"right_3", "right_5", "right_10", "offset", "confidence", "offset_near"} == records(out)[-1][
+        "validation"
+    ].keys()
     judge = load_judge(out / "sync.safetensors")
     clip = drawn_clip(5)  # of the person held out
     true = sync_scores(judge, clip.frames, clip.landmarks, clip.samples)

@@ -37,14 +37,24 @@ from dawn.structs import FRAME_SAMPLES, LUMA
 PORTRAIT = Path(__file__).parents[1] / "examples" / "portrait.png"
 SIZE_PX = 64
 FRAMES = 34
-LFG = LFGConfig(image_size_px=SIZE_PX, widths=(6, 8, 12), res_blocks=1, flow_width=8, flow_depth=2, flow_max_width=16,
-                flow_head_width=8, flow_cells=16)  # fmt: skip
+LFG = LFGConfig(
+    image_size_px=SIZE_PX,
+    widths=(6, 8, 12),
+    res_blocks=1,
+    flow_width=8,
+    flow_depth=2,
+    flow_max_width=16,
+    flow_head_width=8,
+    flow_cells=16,
+)
 WHISPER = AudioConfig(width=64, depth=1, layers_used=(1,), window_s=2.0, overlap_s=1.0)
 MOTION = MotionSpaceConfig()
-A2V = A2VConfig(audio_size=128, motion_size=MOTION.size, source_size=MOTION.size + 2, width=32, layers=2, heads=2,
-                window_frames=6)  # fmt: skip
-PB = PBNetConfig(audio_size=128, width=32, layers=1, heads=2, latent_size=4, window_frames=10,
-                 latent_smoothing_frames=(2.0, 4.0))  # fmt: skip
+A2V = A2VConfig(
+    audio_size=128, motion_size=MOTION.size, source_size=MOTION.size + 2, width=32, layers=2, heads=2, window_frames=6
+)
+PB = PBNetConfig(
+    audio_size=128, width=32, layers=1, heads=2, latent_size=4, window_frames=10, latent_smoothing_frames=(2.0, 4.0)
+)
 FINE = LFG.model_copy(update={"fine": FineConfig(painter=DetailConfig(mouth_width=8, eye_width=8, res_blocks=1))})
 QUICK = {"batch": 4, "warmup_steps": 1, "log_every": 1, "sheet_every": 1000, "save_every": 1000, "precision": "fp32"}
 

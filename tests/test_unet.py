@@ -22,8 +22,19 @@ from dawn.models.paper.face_mask import MaskEncoder, face_mask
 from dawn.research.convert.a2v_keys import PREFIX, SCHEDULE, dropped, from_official
 from official import constructed, drawn, input_of, key_list, parity, relative_error
 
-SMALL = UNetConfig(latent_size=4, width=16, multipliers=(1, 2), source_size=5, mask_size=3, audio_size=12, heads=2,
-                   head_size=8, cross_heads=2, cross_head_size=4, norm_groups=4)  # fmt: skip
+SMALL = UNetConfig(
+    latent_size=4,
+    width=16,
+    multipliers=(1, 2),
+    source_size=5,
+    mask_size=3,
+    audio_size=12,
+    heads=2,
+    head_size=8,
+    cross_heads=2,
+    cross_head_size=4,
+    norm_groups=4,
+)
 CONDITION = SMALL.audio_size + SMALL.pose_size + SMALL.eye_size
 TOLERANCE = 1e-5
 """Ten times the noise of float32 in the published code; 1e-4 would hide a wrong detail."""
@@ -59,7 +70,9 @@ def published() -> A2VUNet:
 
 def small_network(config: UNetConfig = SMALL) -> A2VUNet:
     network = A2VUNet(config)
-    network.load_state_dict({name: drawn(f"small.{name}", tuple(value.shape)) for name, value in network.state_dict().items()})
+    network.load_state_dict(
+        {name: drawn(f"small.{name}", tuple(value.shape)) for name, value in network.state_dict().items()}
+    )
     return network.eval()
 
 
@@ -78,9 +91,13 @@ def small_clip(frames: int, batch: int = 1, side: int = 4) -> Clip:
     def noise(name: str, *shape: int) -> Tensor:
         return input_of(f"small.{name}", (batch, *shape))
 
-    return Clip(noise("x", 3, frames, side, side), torch.arange(batch) * 300 + 85,
-                noise("source", SMALL.source_size, side, side), noise("mask", SMALL.mask_size, side, side),
-                noise("condition", frames, CONDITION))  # fmt: skip
+    return Clip(
+        noise("x", 3, frames, side, side),
+        torch.arange(batch) * 300 + 85,
+        noise("source", SMALL.source_size, side, side),
+        noise("mask", SMALL.mask_size, side, side),
+        noise("condition", frames, CONDITION),
+    )
 
 
 def run(network: A2VUNet, clip: Clip) -> Tensor:
@@ -172,7 +189,9 @@ def test_gate_equals_softmax_over_two_keys() -> None:
     plain = PlainUNet(network)
     x = input_of("gate.x", (3, 2, 2, 64)).double()
     condition = input_of("gate.condition", (1, 3, CONDITION)).double()
-    parts = dict(zip(block.conditions, condition.split((SMALL.audio_size, SMALL.pose_size, SMALL.eye_size), -1), strict=True))
+    parts = dict(
+        zip(block.conditions, condition.split((SMALL.audio_size, SMALL.pose_size, SMALL.eye_size), -1), strict=True)
+    )
     context = block.prepare({name: F.silu(part[0]) for name, part in parts.items()})
     made = add_gated(torch.zeros(3, 4, 16).double(), x.flatten(1, 2), context, slice(0, 3))
     video = x.permute(3, 0, 1, 2)[None]
@@ -283,7 +302,9 @@ def test_face_mask_and_its_encoder() -> None:
     box = data["bbox"].reshape(1, 6)
     assert torch.equal(face_mask(box, 128), data["bbox_mask"])
     encoder = MaskEncoder()
-    encoder.load_state_dict({name: drawn(f"face_loc_emb.{name}", tuple(v.shape)) for name, v in encoder.state_dict().items()})
+    encoder.load_state_dict(
+        {name: drawn(f"face_loc_emb.{name}", tuple(v.shape)) for name, v in encoder.state_dict().items()}
+    )
     assert relative_error(encoder(data["bbox_mask"]), data["bbox_emb"]) < 1e-6
 
 

@@ -1,6 +1,6 @@
 """The authors' published files → a preset: ``dawn convert`` as a script.
 
-    python tools/convert_official.py DIR -o OUT [--size 128|256] [--name NAME]
+python tools/convert_official.py DIR -o OUT [--size 128|256] [--name NAME]
 """
 
 from __future__ import annotations

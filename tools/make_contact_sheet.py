@@ -1,6 +1,6 @@
 """Frames of a video, evenly spaced, as one picture.
 
-    python tools/make_contact_sheet.py out/demo.mp4 docs/demo.png --columns 8 --rows 4
+python tools/make_contact_sheet.py out/demo.mp4 docs/demo.png --columns 8 --rows 4
 """
 
 from __future__ import annotations

@@ -34,9 +34,21 @@ AUDIBLE = 0.01
 
 # Kokoro was trained on Misaki's alphabet: one letter a diphthong or affricate, no length marks, "T" the tapped t.
 KOKORO_LETTERS = (
-    ("aɪ", "I"), ("aʊ", "W"), ("eɪ", "A"), ("ɔɪ", "Y"), ("oʊ", "O"), ("dʒ", "ʤ"), ("tʃ", "ʧ"), ("ɜːɹ", "ɜɹ"),
-    ("ɜː", "ɜɹ"), ("ɚ", "əɹ"), ("ɐ", "ə"), ("ɾ", "T"), ("r", "ɹ"), ("ː", ""),
-)  # fmt: skip
+    ("aɪ", "I"),
+    ("aʊ", "W"),
+    ("eɪ", "A"),
+    ("ɔɪ", "Y"),
+    ("oʊ", "O"),
+    ("dʒ", "ʤ"),
+    ("tʃ", "ʧ"),
+    ("ɜːɹ", "ɜɹ"),
+    ("ɜː", "ɜɹ"),
+    ("ɚ", "əɹ"),
+    ("ɐ", "ə"),
+    ("ɾ", "T"),
+    ("r", "ɹ"),
+    ("ː", ""),
+)
 
 
 def phonemes(sentence: str) -> str:

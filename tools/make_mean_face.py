@@ -1,6 +1,6 @@
 """Makes ``assets/mean_face.safetensors`` from prepared clips: generalised Procrustes mean, one vote a person.
 
-    python tools/make_mean_face.py PREPARED_DIR src/dawn/assets/mean_face.safetensors
+python tools/make_mean_face.py PREPARED_DIR src/dawn/assets/mean_face.safetensors
 """
 
 from __future__ import annotations

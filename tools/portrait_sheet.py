@@ -43,7 +43,9 @@ def row(model: Dawn, portrait: Path, speech: Speech, frames: int, seed: int = 0)
     return [video.face.crop, *model.render(video.face, motion.at(at))]
 
 
-def sheet(model: Dawn, portraits: Sequence[Path], speech: Speech, columns: int, cell_px: int, seed: int = 0) -> ImageArray:
+def sheet(
+    model: Dawn, portraits: Sequence[Path], speech: Speech, columns: int, cell_px: int, seed: int = 0
+) -> ImageArray:
     """One row for each portrait, (len(portraits) * cell_px, columns * cell_px, 3) uint8. Raises as ``row``."""
     cells = [cell for portrait in portraits for cell in row(model, portrait, speech, columns - 1, seed)]
     return media.contact_sheet(cells, columns, cell_px)

@@ -90,7 +90,9 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: weights are missing; get the whole preset folder again")
     if path.stat().st_size > MAX_WEIGHT_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is more than {MAX_WEIGHT_BYTES}; not weights of dawn")
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes is more than {MAX_WEIGHT_BYTES}; not weights of dawn"
+        )
     if sha256 is not None and file_sha256(path) != sha256:
         raise CheckpointError(f"{path}: damaged (its sha256 differs from config.json); get the file again")
     try:
@@ -113,8 +115,13 @@ def load_pickle(source: Path | BinaryIO, where: str, remedy: str) -> Any:
         raise CheckpointError(f"{where}: not a readable checkpoint ({reason}); {remedy} again") from error
 
 
-def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str, assign: bool = False,
-              remedy: str = "use weights of this preset") -> None:  # fmt: skip
+def load_into(
+    network: nn.Module,
+    tensors: dict[str, Tensor],
+    where: str,
+    assign: bool = False,
+    remedy: str = "use weights of this preset",
+) -> None:
     """Strict loading with a readable account of what does not fit. Stored fp16 becomes the network's own precision.
 
     assign: put the tensors in place of the network's own (made on the meta device) instead of copying their values.
@@ -165,8 +172,13 @@ def load_part(folder: Path, part: str, network: nn.Module) -> None:
     load_into(network, read_weights(path), str(path))
 
 
-def assemble(preset: PresetConfig | PaperPresetConfig, networks: dict[str, nn.Module], folder: Path, half: bool = True,
-             shared: dict[str, str] | None = None) -> None:  # fmt: skip
+def assemble(
+    preset: PresetConfig | PaperPresetConfig,
+    networks: dict[str, nn.Module],
+    folder: Path,
+    half: bool = True,
+    shared: dict[str, str] | None = None,
+) -> None:
     """Write a whole preset: safetensors (fp16 if ``half``) and ``config.json`` with checksums.
 
     shared: checksums of the parts that the preset has from the one beside it.

@@ -46,4 +46,10 @@ class VideoOptions(GenerateOptions):
     def arguments(self) -> dict[str, Any]:
         """For ``Dawn.__call__``; options of generation that are not given are left to their defaults."""
         turned = self.model_dump(include=set(GenerateOptions.model_fields), exclude_defaults=True)
-        return {"size": self.size, "frame": self.frame, "face": self.face, "allow_silence": self.allow_silence, **turned}
+        return {
+            "size": self.size,
+            "frame": self.frame,
+            "face": self.face,
+            "allow_silence": self.allow_silence,
+            **turned,
+        }

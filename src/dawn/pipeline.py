@@ -1,7 +1,7 @@
 """The product: portrait + speech → video.
 
-    dawn = Dawn.from_pretrained()
-    dawn("portrait.png", "speech.wav", seed=1).save("out.mp4")
+dawn = Dawn.from_pretrained()
+dawn("portrait.png", "speech.wav", seed=1).save("out.mp4")
 """
 
 from __future__ import annotations
@@ -55,9 +55,19 @@ class Video:
     pixels. ``options`` are those that motion is generated with, None for motion of another video.
     """
 
-    def __init__(self, model: Dawn, face: Face, motion: Motion, speech: Speech | None, size_px: int,
-                 watch: Stopwatch, progress: Progress, full: FullFrame | None = None,
-                 options: GenerateOptions | None = None, features: Tensor | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Dawn,
+        face: Face,
+        motion: Motion,
+        speech: Speech | None,
+        size_px: int,
+        watch: Stopwatch,
+        progress: Progress,
+        full: FullFrame | None = None,
+        options: GenerateOptions | None = None,
+        features: Tensor | None = None,
+    ) -> None:
         self.face, self.motion, self.speech, self.size_px, self.watch = face, motion, speech, size_px, watch
         self._model, self._progress, self.full = model, progress, full
         self.options = options
@@ -77,8 +87,11 @@ class Video:
         A frame is computed together with those of its batch, which is the same whatever is wanted.
         """
         model, indices = self._model, np.flatnonzero(wanted)
-        frames = (model.render(self.face, self.motion, self.size_px, wanted) if self.full is None
-                  else model.render_full(self.face, self.motion, self.full, wanted))  # fmt: skip
+        frames = (
+            model.render(self.face, self.motion, self.size_px, wanted)
+            if self.full is None
+            else model.render_full(self.face, self.motion, self.full, wanted)
+        )
         for done, index in enumerate(indices.tolist(), 1):
             with self.watch.stage("decode"):
                 frame = next(frames)
@@ -97,16 +110,38 @@ class Video:
         watch = self._prepared()
         samples, features = self._model.heard(self.speech, watch, self._features)
         motion = self._model.generate(features, samples, self.face, chosen, watch, self._progress)
-        return Video(self._model, self.face, motion, self.speech, self.size_px, watch, self._progress, self.full,
-                     chosen, features)  # fmt: skip
+        return Video(
+            self._model,
+            self.face,
+            motion,
+            self.speech,
+            self.size_px,
+            watch,
+            self._progress,
+            self.full,
+            chosen,
+            features,
+        )
 
     def showing(self, motion: Motion) -> Video:
         """The same portrait and speech with this motion. Raises MotionError for another length or motion space."""
         self._model.engine.check(motion)
         if len(motion) != len(self):
-            raise MotionError(f"the motion has {len(motion)} frames, the video {len(self)}: give one of the same length")
-        return Video(self._model, self.face, motion, self.speech, self.size_px, self._prepared(), self._progress, self.full,
-                     self.options, self._features)  # fmt: skip
+            raise MotionError(
+                f"the motion has {len(motion)} frames, the video {len(self)}: give one of the same length"
+            )
+        return Video(
+            self._model,
+            self.face,
+            motion,
+            self.speech,
+            self.size_px,
+            self._prepared(),
+            self._progress,
+            self.full,
+            self.options,
+            self._features,
+        )
 
     @property
     def space(self) -> MotionSpace | None:
@@ -173,9 +208,19 @@ class Dawn:
         scaled = f", photograph reduced from {full.original}" if full.reduced else ""
         return f"preset {self.config.name}, {native} px square at {full.box.width:.0f} px in the photograph{scaled}"
 
-    def __call__(self, portrait: PathLike | ImageArray | Face, speech: PathLike | Speech, *, size: int | None = None,
-                 frame: str = "crop", face: int | str | None = None, motion: Motion | None = None,
-                 allow_silence: bool = False, progress: Progress = _quiet, **options: Any) -> Video:  # fmt: skip
+    def __call__(
+        self,
+        portrait: PathLike | ImageArray | Face,
+        speech: PathLike | Speech,
+        *,
+        size: int | None = None,
+        frame: str = "crop",
+        face: int | str | None = None,
+        motion: Motion | None = None,
+        allow_silence: bool = False,
+        progress: Progress = _quiet,
+        **options: Any,
+    ) -> Video:
         """Generate a talking-head video.
 
         portrait: an image file, an (H, W, 3) uint8 RGB array, or what ``prepare`` made of one. speech: an audio or video file,
@@ -210,15 +255,30 @@ class Dawn:
             samples = torch.from_numpy(speech.samples).to(self.device)
             return samples, self.engine.features(samples, speech.frame_count) if known is None else known
 
-    def generate(self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions, watch: Stopwatch,
-                 progress: Progress) -> Motion:  # fmt: skip
+    def generate(
+        self,
+        features: Tensor,
+        samples: Tensor,
+        face: Face,
+        options: GenerateOptions,
+        watch: Stopwatch,
+        progress: Progress,
+    ) -> Motion:
         """Motion of a prepared portrait from ``heard`` speech. Raises ConfigError for options the preset does not have."""
         steps = options.steps or self.config.sampler.steps
         with watch.stage("motion"):
             return self.engine.generate(features, samples, face, options, lambda done: progress("motion", done, steps))
 
-    def drive(self, portrait: PathLike | ImageArray | Face, video: PathLike, *, size: int | None = None, frame: str = "crop",
-              face: int | str | None = None, progress: Progress = _quiet) -> Video:  # fmt: skip
+    def drive(
+        self,
+        portrait: PathLike | ImageArray | Face,
+        video: PathLike,
+        *,
+        size: int | None = None,
+        frame: str = "crop",
+        face: int | str | None = None,
+        progress: Progress = _quiet,
+    ) -> Video:
         """Another video's facial motion (and sound, if any) on this portrait. Raises as ``__call__``, and VideoError."""
         size_px = self.checked_size(size, frame, isinstance(portrait, Face))
         watch = Stopwatch()
@@ -235,14 +295,17 @@ class Dawn:
         with FaceTracker(max_faces=8) as tracker:
             return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face, moved)
 
-    def _placed(self, portrait: PathLike | ImageArray | Face, face: int | str | None, frame: str,
-                size_px: int) -> tuple[Face, FullFrame | None]:  # fmt: skip
+    def _placed(
+        self, portrait: PathLike | ImageArray | Face, face: int | str | None, frame: str, size_px: int
+    ) -> tuple[Face, FullFrame | None]:
         """``prepare``, and what puts the face back into its photograph, or into the photograph's square, if that is larger
         than the model's or had to be moved: the network sees every face in the middle."""
         native = self.config.lfg.image_size_px
         if isinstance(portrait, Face):
             if frame == "full" or size_px > native or portrait.crop.shape[0] != native:
-                raise ConfigError(f"a prepared face serves for squares of its own preset, up to {native} px: give the picture")
+                raise ConfigError(
+                    f"a prepared face serves for squares of its own preset, up to {native} px: give the picture"
+                )
             return portrait, None
         if frame == "crop" and size_px <= native:
             prepared = self.prepare(portrait, face)
@@ -270,8 +333,9 @@ class Dawn:
             raise ConfigError(f"the preset {self.config.name} moves pixels, not landmarks: use a lite preset")
         return self.engine.landmarks(face, motion, start, stop)
 
-    def render(self, face: Face, motion: Motion, size_px: int | None = None,
-               wanted: NDArray[np.bool_] | None = None) -> Iterator[ImageArray]:  # fmt: skip
+    def render(
+        self, face: Face, motion: Motion, size_px: int | None = None, wanted: NDArray[np.bool_] | None = None
+    ) -> Iterator[ImageArray]:
         """Frames (size_px, size_px, 3) uint8, decoded in batches as they are asked for. wanted: (T,) leaves others out."""
 
         def finish(frames: Tensor, flow: Tensor, rows: list[int]) -> list[ImageArray]:
@@ -282,14 +346,21 @@ class Dawn:
 
         return self._drawn(face, motion, wanted, finish)
 
-    def render_full(self, face: Face, motion: Motion, full: FullFrame,
-                    wanted: NDArray[np.bool_] | None = None) -> Iterator[ImageArray]:  # fmt: skip
+    def render_full(
+        self, face: Face, motion: Motion, full: FullFrame, wanted: NDArray[np.bool_] | None = None
+    ) -> Iterator[ImageArray]:
         """Frames (full.height, full.width, 3) uint8, decoded in batches as they are asked for; wanted as for ``render``."""
-        return self._drawn(face, motion, wanted,
-                           lambda frames, flow, rows: [full(frames[row], flow[row]) for row in rows])  # fmt: skip
+        return self._drawn(
+            face, motion, wanted, lambda frames, flow, rows: [full(frames[row], flow[row]) for row in rows]
+        )
 
-    def _drawn(self, face: Face, motion: Motion, wanted: NDArray[np.bool_] | None,
-               finish: Callable[[Tensor, Tensor, list[int]], list[ImageArray]]) -> Iterator[ImageArray]:  # fmt: skip
+    def _drawn(
+        self,
+        face: Face,
+        motion: Motion,
+        wanted: NDArray[np.bool_] | None,
+        finish: Callable[[Tensor, Tensor, list[int]], list[ImageArray]],
+    ) -> Iterator[ImageArray]:
         """What ``finish`` makes of batches of frames (N, 3, R, R) in the portrait's tone and the flow (N, h, w, 2) that moved
         it: pictures of the wanted rows.
 
@@ -333,5 +404,3 @@ class Dawn:
         self.engine.check(motion)
         index = np.minimum(np.arange(frames), len(motion) - 1)
         return motion.at(index)
-
-

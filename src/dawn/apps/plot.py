@@ -45,7 +45,9 @@ def plot(source: FilePath, out: FilePath, preset: str | None = None, progress: P
     if Path(source).suffix.lower() == ".json":
         traces = trace_motion(load_motion(Path(source)), Path(source).name, preset)
     elif preset is not None:
-        raise ConfigError(f"--preset {preset}: {source} is tracked as a video; leave it out, or give a motion file (.json)")
+        raise ConfigError(
+            f"--preset {preset}: {source} is tracked as a video; leave it out, or give a motion file (.json)"
+        )
     else:
         traces = trace_video(source, progress)
     figure = draw(traces, figure_class)
@@ -70,8 +72,12 @@ def _figure_class() -> Any:
 def draw(traces: Traces, figure_class: Any) -> Any:
     """The figure: one panel below the other, all as wide, all on the same seconds."""
     panels = {
-        "frames": traces.frames or None, "sound": traces.sound, "lips": traces.lips, "head": traces.pose, "eyes": traces.eyes
-    }  # fmt: skip
+        "frames": traces.frames or None,
+        "sound": traces.sound,
+        "lips": traces.lips,
+        "head": traces.pose,
+        "eyes": traces.eyes,
+    }
     shown = [name for name, data in panels.items() if data is not None]
     height_in = TOP_IN + BOTTOM_IN + sum(HEIGHTS_IN[name] for name in shown) + GAP_IN * (len(shown) - 1)
     figure = figure_class(figsize=(WIDTH_IN, height_in), facecolor="white")
@@ -148,7 +154,9 @@ def _curves(axes: Any, values: Curves, names: tuple[str, ...], label: str) -> No
     times = (np.arange(len(values)) + 0.5) / FPS
     marker = "o" if len(values) == 1 else None
     for column, name in enumerate(names):
-        axes.plot(times, values[:, column], STYLES[column], color=COLOURS[column], linewidth=1.4, marker=marker, label=name)
+        axes.plot(
+            times, values[:, column], STYLES[column], color=COLOURS[column], linewidth=1.4, marker=marker, label=name
+        )
     for start, stop in runs(~np.isfinite(values[:, 0])):
         axes.axvspan(start / FPS, stop / FPS, color=SHADE, linewidth=0, zorder=0)
     axes.set_ylabel(label, fontsize=FONT_PT)
@@ -157,5 +165,9 @@ def _curves(axes: Any, values: Curves, names: tuple[str, ...], label: str) -> No
 
 
 _PANELS: dict[str, Callable[[Any, Traces], None]] = {
-    "frames": _draw_frames, "sound": _draw_sound, "lips": _draw_lips, "head": _draw_head, "eyes": _draw_eyes
-}  # fmt: skip
+    "frames": _draw_frames,
+    "sound": _draw_sound,
+    "lips": _draw_lips,
+    "head": _draw_head,
+    "eyes": _draw_eyes,
+}

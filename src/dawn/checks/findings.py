@@ -73,7 +73,11 @@ def as_words(sections: Sequence[Section], least: Level = "ok") -> list[str]:
 
 def refuse_warnings(sections: Sequence[Section]) -> None:
     """Raises InputError, in one line, if anything is worse than ok."""
-    found = [f"{section.subject} {finding.name}: {finding.advice}" for section in sections
-             for finding in section.findings if finding.level != "ok"]  # fmt: skip
+    found = [
+        f"{section.subject} {finding.name}: {finding.advice}"
+        for section in sections
+        for finding in section.findings
+        if finding.level != "ok"
+    ]
     if found:
         raise InputError(f"refused by --strict, {len(found)} warnings: {'; '.join(found)}")

@@ -15,8 +15,13 @@ from dawn.preprocess.portrait import MAX_FACES
 from dawn.preprocess.tracker import FaceTracker
 
 
-def check(portrait: FilePath, speech: FilePath | None = None, preset: FilePath = DEFAULT_PRESET, face: int | str | None = None,
-          allow_silence: bool = False) -> list[Section]:  # fmt: skip
+def check(
+    portrait: FilePath,
+    speech: FilePath | None = None,
+    preset: FilePath = DEFAULT_PRESET,
+    face: int | str | None = None,
+    allow_silence: bool = False,
+) -> list[Section]:
     """Findings on a portrait and, if given, a recording, for a preset's size of picture.
 
     face: which of several, see ``preprocess.portrait.choose_face``. A file that cannot be used is a finding of level "error"

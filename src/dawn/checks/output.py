@@ -79,8 +79,12 @@ head and no blinks single frames differ less; in silence such a video does stand
 MAX_FROZEN_S = 0.5
 MAX_RANGE_DEG = 15.0
 """6-8 in a minute of the example, 19-23 with three times the head motion."""
-MOTION_UNITS = {"blinks": "per minute", "jitter": "thousandths of the eye distance", "flicker": "grey levels",
-                "pose_range": "degrees"}  # fmt: skip
+MOTION_UNITS = {
+    "blinks": "per minute",
+    "jitter": "thousandths of the eye distance",
+    "flicker": "grey levels",
+    "pose_range": "degrees",
+}
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,16 @@ def measure(piece: Piece, samples: FloatArray, judge: SyncJudge, sface: SFace | 
         chosen = np.flatnonzero(found & ((piece.start + np.arange(count)) % IDENTITY_STRIDE == 0))
         if sface is not None and len(chosen):
             features = identity.embed(sface, piece.crops[chosen], piece.landmarks[chosen])
-    return Course(rows[:, 0], rows[:, 1], rows[:, 2:], piece.change, features, jitter, _flicker(piece),
-                  lag_sums(piece, samples, judge))  # fmt: skip
+    return Course(
+        rows[:, 0],
+        rows[:, 1],
+        rows[:, 2:],
+        piece.change,
+        features,
+        jitter,
+        _flicker(piece),
+        lag_sums(piece, samples, judge),
+    )
 
 
 def _flicker(piece: Piece) -> Float64Array:
@@ -236,9 +248,13 @@ def lag_sums(piece: Piece, samples: FloatArray, judge: SyncJudge) -> Float64Arra
 
 def joined(courses: Sequence[Course]) -> Course:
     """Pieces, in order, as one."""
-    rows = [np.concatenate([getattr(course, name) for course in courses])
-            for name in ("opening", "eyes", "angles", "change", "features")]  # fmt: skip
-    return Course(*rows, *(np.sum([getattr(course, name) for course in courses], 0) for name in ("jitter", "flicker", "sync")))
+    rows = [
+        np.concatenate([getattr(course, name) for course in courses])
+        for name in ("opening", "eyes", "angles", "change", "features")
+    ]
+    return Course(
+        *rows, *(np.sum([getattr(course, name) for course in courses], 0) for name in ("jitter", "flicker", "sync"))
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- findings
@@ -249,8 +265,9 @@ def face_square(video: Video) -> Box:
     return Box(0, 0, video.width, video.height) if video.full is None else video.full.box
 
 
-def check_output(path: FilePath, box: Box | None = None, sface: FilePath | None = None,
-                 progress: Progress = lambda *_: None) -> Report:  # fmt: skip
+def check_output(
+    path: FilePath, box: Box | None = None, sface: FilePath | None = None, progress: Progress = lambda *_: None
+) -> Report:
     """Examine a finished video with its own sound.
 
     box: the square around the face, see ``pieces``. sface: SFace weights, by default where ``tools/fetch_models.py`` puts
@@ -266,7 +283,9 @@ def check_output(path: FilePath, box: Box | None = None, sface: FilePath | None 
     weights = Path(sface or default_sface_path())
     network = load_sface(weights) if sface or weights.is_file() else None
     if network is None:
-        notes.append(f"no identity figures: {weights} is not there; tools/fetch_models.py and tools/convert_sface.py make it")
+        notes.append(
+            f"no identity figures: {weights} is not there; tools/fetch_models.py and tools/convert_sface.py make it"
+        )
     judge, courses = sync.load_judge(), []
     with media.VideoReader(path, fps=FPS) as reader, FaceTracker() as tracker:
         for piece in pieces(reader, tracker, box):
@@ -285,14 +304,21 @@ def examine_course(course: Course, samples: FloatArray, curve: Float64Array | No
     found = course.found
     frozen_s = max((stop - start for start, stop in runs(course.change < STILL_LEVELS)), default=0) / FPS
     return [
-        judged("face_found", found.mean(), "of frames", found.mean() < MIN_FOUND_SHARE,
-               "the face is lost: use a portrait that dawn check does not warn of, or less motion (--pose-scale)"),
+        judged(
+            "face_found",
+            found.mean(),
+            "of frames",
+            found.mean() < MIN_FOUND_SHARE,
+            "the face is lost: use a portrait that dawn check does not warn of, or less motion (--pose-scale)",
+        ),
         *_sync_findings(course),
         _silence_finding(course.opening, samples),
         *_identity_findings(curve),
         *_motion_findings(course),
-        judged("frozen", frozen_s, "s", frozen_s > MAX_FROZEN_S, "the picture stands still: was it asked for (--still)?"),
-    ]  # fmt: skip
+        judged(
+            "frozen", frozen_s, "s", frozen_s > MAX_FROZEN_S, "the picture stands still: was it asked for (--still)?"
+        ),
+    ]
 
 
 def _sync_findings(course: Course) -> list[Finding]:
@@ -324,12 +350,19 @@ def _silence_finding(opening: Float64Array, samples: FloatArray) -> Finding:
     name, unit = "lips_in_silence", "of movement in speech"
     spoken = speaking(samples, len(opening))
     near = np.convolve(spoken, np.ones(2 * SILENCE_MARGIN_FRAMES + 1), "same") > 0.5
-    quiet, loud = ([opening[start:stop] for start, stop in runs(flags & np.isfinite(opening))] for flags in (~near, spoken))
+    quiet, loud = (
+        [opening[start:stop] for start, stop in runs(flags & np.isfinite(opening))] for flags in (~near, spoken)
+    )
     if sum(map(len, quiet)) < MIN_SILENT_FRAMES or not loud or not pooled_std(loud):
         return Finding(name, None, unit)
     ratio = pooled_std(quiet) / pooled_std(loud)
-    return judged(name, ratio, unit, ratio > MAX_SILENT_MOVEMENT,
-                  "the mouth moves while nobody speaks: remove noise from the recording")  # fmt: skip
+    return judged(
+        name,
+        ratio,
+        unit,
+        ratio > MAX_SILENT_MOVEMENT,
+        "the mouth moves while nobody speaks: remove noise from the recording",
+    )
 
 
 def _identity_findings(curve: Float64Array | None) -> list[Finding]:
@@ -357,7 +390,13 @@ def _motion_findings(course: Course) -> list[Finding]:
     reach = motion.pose_range(course.angles[found])
     values = (blinks, 1000 * share(course.jitter) ** 0.5, 255 * share(course.flicker) ** 0.5, reach)
     bad = (odd, values[1] > MAX_JITTER, values[2] > MAX_FLICKER, reach > MAX_RANGE_DEG)
-    advice = ("people blink 10 to 30 times: see --blink, or try another --seed", "the face trembles: use a sharper portrait",
-              "the picture is noisy or flickers", "the head moves far: see --pose-scale")  # fmt: skip
-    return [judged(name, value, unit, wrong, what) if np.isfinite(value) else Finding(name, None, unit)
-            for (name, unit), value, wrong, what in zip(MOTION_UNITS.items(), values, bad, advice, strict=True)]  # fmt: skip
+    advice = (
+        "people blink 10 to 30 times: see --blink, or try another --seed",
+        "the face trembles: use a sharper portrait",
+        "the picture is noisy or flickers",
+        "the head moves far: see --pose-scale",
+    )
+    return [
+        judged(name, value, unit, wrong, what) if np.isfinite(value) else Finding(name, None, unit)
+        for (name, unit), value, wrong, what in zip(MOTION_UNITS.items(), values, bad, advice, strict=True)
+    ]

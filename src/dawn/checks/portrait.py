@@ -112,8 +112,14 @@ def lips_seen(face: Face) -> tuple[float, float] | None:
     return float((lips & ~foreign).mean()), float(foreign.mean())
 
 
-def examine_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean_face: Tensor,
-                     choice: int | str | None = None, faces: list[TrackedFace] | None = None) -> list[Finding]:  # fmt: skip
+def examine_portrait(
+    image: ImageArray,
+    size_px: int,
+    tracker: FaceTracker,
+    mean_face: Tensor,
+    choice: int | str | None = None,
+    faces: list[TrackedFace] | None = None,
+) -> list[Finding]:
     """Findings on a photograph (H, W, 3) for a model of ``size_px``; errors are those that generation would raise.
 
     faces: what ``find_faces`` found in it, where that is known already.
@@ -131,22 +137,41 @@ def examine_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
     except ExtremePoseError as error:
         return [*findings, Finding("pose", None, "degrees", "error", str(error))]
     square_px = face.box.width
-    findings.append(judged("face_height", found.box.height, "px", square_px * MAX_ENLARGEMENT < size_px,
-                           f"the square around the face is {square_px:.0f} px and is enlarged to {size_px}: use a larger "
-                           "picture, or a preset of fewer pixels"))
+    findings.append(
+        judged(
+            "face_height",
+            found.box.height,
+            "px",
+            square_px * MAX_ENLARGEMENT < size_px,
+            f"the square around the face is {square_px:.0f} px and is enlarged to {size_px}: use a larger "
+            "picture, or a preset of fewer pixels",
+        )
+    )
     outside = outside_share(face.box, image.shape[1], image.shape[0])
-    findings.append(judged("outside_picture", outside, "of the square", outside > MAX_OUTSIDE_SHARE,
-                           "the square around the head leaves the picture, whose border is repeated: leave more room"))
+    findings.append(
+        judged(
+            "outside_picture",
+            outside,
+            "of the square",
+            outside > MAX_OUTSIDE_SHARE,
+            "the square around the head leaves the picture, whose border is repeated: leave more room",
+        )
+    )
     return findings + _pose_findings(face) + _picture_findings(face) + _organ_findings(face)
 
 
 def _pose_findings(face: Face) -> list[Finding]:
     limits = zip(("yaw", "pitch", "roll"), face.pose[:3], (WARN_YAW_DEG, WARN_PITCH_DEG, WARN_ROLL_DEG), strict=True)
     return [
-        judged(name, angle, "degrees", abs(angle) > limit,
-               f"over {limit:.0f} degrees the picture suffers: use a portrait that looks straight at the camera")
+        judged(
+            name,
+            angle,
+            "degrees",
+            abs(angle) > limit,
+            f"over {limit:.0f} degrees the picture suffers: use a portrait that looks straight at the camera",
+        )
         for name, angle, limit in limits
-    ]  # fmt: skip
+    ]
 
 
 def _picture_findings(face: Face) -> list[Finding]:
@@ -155,11 +180,24 @@ def _picture_findings(face: Face) -> list[Finding]:
     highlight = float(np.percentile(light, HIGHLIGHT_PERCENTILE))
     burnt = float((_in_face(light, face) > BURNT_LUMA).mean())
     return [
-        judged("detail", sharp, "of gradients", sharp < least,
-               f"the face is blurred at the {len(face.crop)} px that the model sees (under {least}): use a sharper picture"),
-        judged("highlight", highlight, "luma", highlight < MIN_HIGHLIGHT, "the picture is dark: lighten it or light the face"),
-        judged("burnt_out", burnt, "of the face", burnt > MAX_BURNT_SHARE, "the face is overexposed: use a darker picture"),
-    ]  # fmt: skip
+        judged(
+            "detail",
+            sharp,
+            "of gradients",
+            sharp < least,
+            f"the face is blurred at the {len(face.crop)} px that the model sees (under {least}): use a sharper picture",
+        ),
+        judged(
+            "highlight",
+            highlight,
+            "luma",
+            highlight < MIN_HIGHLIGHT,
+            "the picture is dark: lighten it or light the face",
+        ),
+        judged(
+            "burnt_out", burnt, "of the face", burnt > MAX_BURNT_SHARE, "the face is overexposed: use a darker picture"
+        ),
+    ]
 
 
 def _organ_findings(face: Face) -> list[Finding]:
@@ -167,11 +205,21 @@ def _organ_findings(face: Face) -> list[Finding]:
     eyes = float(face.blink.mean())
     seen = lips_seen(face)
     findings = [
-        judged("lip_opening", opening, "eye distances", opening > MAX_OPENING,
-               f"the mouth is wide open (over {MAX_OPENING}) and will not shut well: use a portrait with closed lips"),
-        judged("eye_ratio", eyes, "", eyes < MIN_EYE_RATIO,
-               f"the eyes are closed (under {MIN_EYE_RATIO}) and would have to be invented: use a portrait with open eyes"),
-    ]  # fmt: skip
+        judged(
+            "lip_opening",
+            opening,
+            "eye distances",
+            opening > MAX_OPENING,
+            f"the mouth is wide open (over {MAX_OPENING}) and will not shut well: use a portrait with closed lips",
+        ),
+        judged(
+            "eye_ratio",
+            eyes,
+            "",
+            eyes < MIN_EYE_RATIO,
+            f"the eyes are closed (under {MIN_EYE_RATIO}) and would have to be invented: use a portrait with open eyes",
+        ),
+    ]
     if seen is None:
         return [*findings, Finding("lips_seen", None, "of the lips")]
     hidden = seen[0] < MIN_LIPS_SEEN or seen[1] >= MAX_FOREIGN_SHARE

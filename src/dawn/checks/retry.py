@@ -60,8 +60,9 @@ def seed_score(model: Dawn, video: Video, judge: SyncJudge, tracker: FaceTracker
     return round(sync_in_place(LagDistances(*sums)), 4) if sums[1, MAX_LAG_FRAMES] else None
 
 
-def best_seed(model: Dawn, make: Callable[..., Video], first: int, count: int,
-              progress: Progress = lambda *_: None) -> tuple[Video, tuple[SeedScore, ...]]:  # fmt: skip
+def best_seed(
+    model: Dawn, make: Callable[..., Video], first: int, count: int, progress: Progress = lambda *_: None
+) -> tuple[Video, tuple[SeedScore, ...]]:
     """``make(seed=first)``, and the same ``again`` with the seeds that follow: of ``count`` videos the one whose lips go best
     with the sound, of equal ones the first, and all scores.
 
@@ -71,8 +72,10 @@ def best_seed(model: Dawn, make: Callable[..., Video], first: int, count: int,
     judge, scores = sync.load_judge(), list[SeedScore]()
     kept = video = make(seed=first)
     if video.speech is None or len(video) < MIN_CLIP_FRAMES or not np.any(video.speech.samples):
-        raise InputError(f"seeds cannot be compared by {len(video)} frames: {MIN_CLIP_FRAMES} with sound are needed; "
-                         "leave --retry out")  # fmt: skip
+        raise InputError(
+            f"seeds cannot be compared by {len(video)} frames: {MIN_CLIP_FRAMES} with sound are needed; "
+            "leave --retry out"
+        )
     with FaceTracker() as tracker:
         for seed in range(first, first + count):
             video = video if seed == first else video.again(seed=seed)
@@ -96,8 +99,13 @@ def seed_words(scores: Sequence[SeedScore]) -> str:
     return f"seed {kept.seed} kept: of {len(scores)} its lips go best with the sound ({listed})"
 
 
-def account(video: Video, path: FilePath, report: FilePath | None, scores: Sequence[SeedScore] = (),
-            progress: Progress = lambda *_: None) -> list[str]:  # fmt: skip
+def account(
+    video: Video,
+    path: FilePath,
+    report: FilePath | None,
+    scores: Sequence[SeedScore] = (),
+    progress: Progress = lambda *_: None,
+) -> list[str]:
     """What the command line says of a finished video at ``path``: the seed that was kept, and what the self-check warns of.
 
     report: where the self-check's findings and the scores are written; None: no self-check. Raises as ``check_output``,
@@ -105,5 +113,7 @@ def account(video: Video, path: FilePath, report: FilePath | None, scores: Seque
     """
     lines = [seed_words(scores)] if scores else []
     if report is not None:
-        lines += check_output(path, face_square(video), progress=progress).save(report, [asdict(score) for score in scores])
+        lines += check_output(path, face_square(video), progress=progress).save(
+            report, [asdict(score) for score in scores]
+        )
     return lines

@@ -132,16 +132,36 @@ def examine_speech(speech: Speech) -> list[Finding]:
     clipped = clipped_share(speech.samples)
     steady = steadiness(speech.samples, heard.levels)
     return [
-        judged("duration", speech.duration_s, "s", speech.duration_s < MIN_DURATION_S,
-               f"under {MIN_DURATION_S:g} s hardly a word can be heard: give a longer recording"),
-        judged("speech_share", share, "of the time", share < MIN_SPEECH_SHARE,
-               f"little of it stands out as speech (under {MIN_SPEECH_SHARE}): cut the pauses, or record with less noise"),
+        judged(
+            "duration",
+            speech.duration_s,
+            "s",
+            speech.duration_s < MIN_DURATION_S,
+            f"under {MIN_DURATION_S:g} s hardly a word can be heard: give a longer recording",
+        ),
+        judged(
+            "speech_share",
+            share,
+            "of the time",
+            share < MIN_SPEECH_SHARE,
+            f"little of it stands out as speech (under {MIN_SPEECH_SHARE}): cut the pauses, or record with less noise",
+        ),
         *_level_findings(heard),
-        judged("clipping", clipped, "of samples", clipped > MAX_CLIPPED_SHARE,
-               "the sound is clipped: record it again at a lower level"),
-        judged("steadiness", steady, "", steady > MAX_STEADINESS,
-               f"there is music or hum in it (over {MAX_STEADINESS}): give the voice alone"),
-    ]  # fmt: skip
+        judged(
+            "clipping",
+            clipped,
+            "of samples",
+            clipped > MAX_CLIPPED_SHARE,
+            "the sound is clipped: record it again at a lower level",
+        ),
+        judged(
+            "steadiness",
+            steady,
+            "",
+            steady > MAX_STEADINESS,
+            f"there is music or hum in it (over {MAX_STEADINESS}): give the voice alone",
+        ),
+    ]
 
 
 def _level_findings(heard: Activity) -> list[Finding]:
@@ -153,8 +173,18 @@ def _level_findings(heard: Activity) -> list[Finding]:
     snr = level - noise_level(heard)
     return [
         judged("start", start_s, "s", start_s > MAX_START_S, "the recording begins with silence or noise: cut it off"),
-        judged("level", level, "dBFS", level < MIN_LEVEL_DBFS,
-               f"the voice is quiet (under {MIN_LEVEL_DBFS:g} dBFS; at {QUIET_DBFS:g} the mouth stays shut): make it louder"),
-        judged("snr", snr, "dB", snr < MIN_SNR_DB,
-               f"noise is {snr:.0f} dB below the voice ({MIN_SNR_DB:g} are wanted): record nearer to the mouth"),
-    ]  # fmt: skip
+        judged(
+            "level",
+            level,
+            "dBFS",
+            level < MIN_LEVEL_DBFS,
+            f"the voice is quiet (under {MIN_LEVEL_DBFS:g} dBFS; at {QUIET_DBFS:g} the mouth stays shut): make it louder",
+        ),
+        judged(
+            "snr",
+            snr,
+            "dB",
+            snr < MIN_SNR_DB,
+            f"noise is {snr:.0f} dB below the voice ({MIN_SNR_DB:g} are wanted): record nearer to the mouth",
+        ),
+    ]

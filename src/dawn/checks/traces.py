@@ -74,7 +74,9 @@ class Thumbnails:
         if index % self.step:
             return
         width = round(THUMB_HEIGHT_PX * min(frame.shape[1] / frame.shape[0], MAX_THUMB_ASPECT))
-        small = Image.fromarray(frame).resize((max(1, width), THUMB_HEIGHT_PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        small = Image.fromarray(frame).resize(
+            (max(1, width), THUMB_HEIGHT_PX), Image.Resampling.BILINEAR, reducing_gap=2.0
+        )
         self.kept.append((index, np.asarray(small)))
         if len(self.kept) == MAX_THUMBS:
             self.kept = self.kept[::2]
@@ -145,7 +147,9 @@ def _motion_space(motion: Motion, preset: str | None) -> MotionSpace | None:
     if name is None or motion.space != "lite":
         if preset is None:
             return None
-        raise ConfigError(f"--preset {preset}: lips cannot be drawn of a motion of the space {motion.space!r}; leave it out")
+        raise ConfigError(
+            f"--preset {preset}: lips cannot be drawn of a motion of the space {motion.space!r}; leave it out"
+        )
     try:
         space = load_motion_space(name)
         if space is None or space.config.size != motion.expression.shape[1]:

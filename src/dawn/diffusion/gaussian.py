@@ -53,9 +53,10 @@ class NoiseSchedule:
 
     def noised(self, data: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """The point that training sees. data, noise: (B, ...); time: (B,) int64."""
-        return _rows(self.sqrt_alphas_cumprod, time, data) * data + _rows(
-            self.sqrt_one_minus_alphas_cumprod, time, data
-        ) * noise  # fmt: skip
+        return (
+            _rows(self.sqrt_alphas_cumprod, time, data) * data
+            + _rows(self.sqrt_one_minus_alphas_cumprod, time, data) * noise
+        )
 
     def data_from(self, x: Tensor, noise: Tensor, time: Tensor | int) -> Tensor:
         """The data that x would be without this noise. x, noise: (B, ...); time: one for all, or (B,) int64."""
@@ -137,9 +138,18 @@ def ddim_times(steps: int, total: int = 1000) -> list[tuple[int, int]]:
     return list(pairwise(times))
 
 
-def ddim(epsilon: Epsilon, start: Tensor, schedule: NoiseSchedule, steps: int, *, eta: float = 1.0,
-         noise: Noise | None = None, shifted_alpha: bool = True, threshold_quantile: float | None = 0.9,
-         progress: Progress | None = None) -> Tensor:  # fmt: skip
+def ddim(
+    epsilon: Epsilon,
+    start: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    eta: float = 1.0,
+    noise: Noise | None = None,
+    shifted_alpha: bool = True,
+    threshold_quantile: float | None = 0.9,
+    progress: Progress | None = None,
+) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12) as published.
 
     start: (B, ...) standard normal. eta: 0 deterministic, 1 as noisy as the ancestral sampler. noise: needed if eta > 0; of a
@@ -180,8 +190,9 @@ def _draw(noise: Noise, index: int, like: Tensor) -> Tensor:
     return noise[index].to(like.device, like.dtype)
 
 
-def dpm_times(schedule: NoiseSchedule, steps: int, spacing: Literal["time", "logsnr"] = "logsnr",
-              start_time: int = DPM_START) -> list[int]:  # fmt: skip
+def dpm_times(
+    schedule: NoiseSchedule, steps: int, spacing: Literal["time", "logsnr"] = "logsnr", start_time: int = DPM_START
+) -> list[int]:
     """Times of the network calls, falling: ``steps`` nodes from ``start_time``, the one after the last would be 0.
 
     Evenly spread in time or in the logarithm of sqrt(a / (1 - a)). Raises ConfigError when two would be the same.
@@ -205,9 +216,17 @@ def _level(schedule: NoiseSchedule, time: int) -> tuple[float, float, float]:
     return alpha, sigma, math.log(alpha / sigma)
 
 
-def dpm_solver(epsilon: Epsilon, start: Tensor, schedule: NoiseSchedule, steps: int, *,
-               spacing: Literal["time", "logsnr"] = "logsnr", start_time: int = DPM_START,
-               threshold_quantile: float | None = 0.9, progress: Progress | None = None) -> Tensor:  # fmt: skip
+def dpm_solver(
+    epsilon: Epsilon,
+    start: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    spacing: Literal["time", "logsnr"] = "logsnr",
+    start_time: int = DPM_START,
+    threshold_quantile: float | None = 0.9,
+    progress: Progress | None = None,
+) -> Tensor:
     """DPM-Solver++(2M), deterministic (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
     In as many steps it comes nearer to the limit of many steps than DDIM does (tests/test_paper_pipeline.py).

@@ -59,7 +59,9 @@ class Region:
         if not (math.isfinite(self.start_s) and math.isfinite(self.stop_s)):
             raise ConfigError(f"region {self.start_s} to {self.stop_s} s: give two numbers; {whole}")
         if self.start_s >= self.stop_s:
-            raise ConfigError(f"region {self.start_s:g} to {self.stop_s:g} s: its start must lie before its end; {whole}")
+            raise ConfigError(
+                f"region {self.start_s:g} to {self.stop_s:g} s: its start must lie before its end; {whole}"
+            )
         # A hair's breadth, so that 0.28 s is frame 7 in spite of 0.28 * 25 = 7.000000000000001.
         start, stop = math.floor(self.start_s * FPS + 1e-6), math.ceil(self.stop_s * FPS - 1e-6)
         if start < 0 or stop > length:
@@ -109,8 +111,12 @@ def add_blink(motion: Motion, at_s: float, face: Face, space: MotionSpace | None
     now = own + motion.expression[part] @ gap
     fall = share * (now - BLINK_LEFT * own).clip(min=0)
     shut = np.minimum(motion.blink[part], SHUT_EAR - face.blink)
-    return _edited(motion, part, expression=motion.expression[part] - fall @ direction,
-                   blink=motion.blink[part] + share * (shut - motion.blink[part]))  # fmt: skip
+    return _edited(
+        motion,
+        part,
+        expression=motion.expression[part] - fall @ direction,
+        blink=motion.blink[part] + share * (shut - motion.blink[part]),
+    )
 
 
 def remove_blinks(motion: Motion, region: Region, space: MotionSpace | None = None) -> Motion:
@@ -128,8 +134,12 @@ def remove_blinks(motion: Motion, region: Region, space: MotionSpace | None = No
         expression[span, known.upper] = _way(expression[:, known.upper], span, hold=True)
         blink[span] = _way(blink, span, hold=True)
     weight = _weight(part, len(motion))
-    return _edited(motion, part, expression=_faded(motion.expression[part], expression[part], weight),
-                   blink=_faded(motion.blink[part], blink[part], weight))  # fmt: skip
+    return _edited(
+        motion,
+        part,
+        expression=_faded(motion.expression[part], expression[part], weight),
+        blink=_faded(motion.blink[part], blink[part], weight),
+    )
 
 
 def blend(motion: Motion, other: Motion, region: Region) -> Motion:
@@ -145,15 +155,21 @@ def blend(motion: Motion, other: Motion, region: Region) -> Motion:
         )
     weight = _weight(part, len(motion))
     led = other.pose[part] - _way(other.pose, part) + _way(motion.pose, part)
-    return _edited(motion, part, pose=_faded(motion.pose[part], led, weight),
-                   blink=_faded(motion.blink[part], other.blink[part], weight),
-                   expression=_faded(motion.expression[part], other.expression[part], weight))  # fmt: skip
+    return _edited(
+        motion,
+        part,
+        pose=_faded(motion.pose[part], led, weight),
+        blink=_faded(motion.blink[part], other.blink[part], weight),
+        expression=_faded(motion.expression[part], other.expression[part], weight),
+    )
 
 
 def changed_frames(before: Motion, after: Motion) -> BoolArray:
     """(T,): frames in which any number differs. Raises MotionError for motions of different length or space."""
     if (before.space, before.expression.shape) != (after.space, after.expression.shape):
-        raise MotionError(f"motions of {len(before)} and {len(after)} frames cannot be compared: give two of the same video")
+        raise MotionError(
+            f"motions of {len(before)} and {len(after)} frames cannot be compared: give two of the same video"
+        )
     tables = ((before.pose, after.pose), (before.blink, after.blink), (before.expression, after.expression))
     return np.logical_or.reduce([(old != new).any(1) for old, new in tables])
 
@@ -201,17 +217,23 @@ def _space_of(motion: Motion, space: MotionSpace | None) -> MotionSpace:
         except DawnError:
             space = None
         if space is None:
-            raise ConfigError(f"eyes cannot be edited: the motion's preset, {name!r}, is not shipped; give space=video.space")
+            raise ConfigError(
+                f"eyes cannot be edited: the motion's preset, {name!r}, is not shipped; give space=video.space"
+            )
     if space.config.size != motion.expression.shape[1]:
-        raise MotionError(f"the motion has {motion.expression.shape[1]} coefficients, the motion space {space.config.size}: "
-                          "use the preset that made it")  # fmt: skip
+        raise MotionError(
+            f"the motion has {motion.expression.shape[1]} coefficients, the motion space {space.config.size}: "
+            "use the preset that made it"
+        )
     return space
 
 
 def _lite(motion: Motion) -> None:
     if motion.space != "lite":
-        raise MotionError(f"motion of the space {motion.space!r} is dense flow, in which head and eyes cannot be told apart: "
-                          "edit it by another seed in the region, or use a lite preset")  # fmt: skip
+        raise MotionError(
+            f"motion of the space {motion.space!r} is dense flow, in which head and eyes cannot be told apart: "
+            "edit it by another seed in the region, or use a lite preset"
+        )
 
 
 def _in_range(what: str, factor: float, highest: float) -> None:

@@ -64,7 +64,9 @@ class Take:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -170,8 +172,10 @@ def _reserve(path: Path, size: int) -> None:
     """Create a file of this size whose room on the disk is taken. Raises OutputError, OSError."""
     free = shutil.disk_usage(path.parent).free
     if size + SPARE_BYTES > free:
-        raise OutputError(f"cannot keep the frames in {quoted(path.parent)}: they take {size / 1e6:.0f} MB, "
-                          f"and {free / 1e6:.0f} are free; free some, choose another folder or a smaller size")  # fmt: skip
+        raise OutputError(
+            f"cannot keep the frames in {quoted(path.parent)}: they take {size / 1e6:.0f} MB, "
+            f"and {free / 1e6:.0f} are free; free some, choose another folder or a smaller size"
+        )
     with path.open("xb") as file:
         # A file with holes would be as quick, but writing to a hole on a full disk through memory ends the process.
         if hasattr(os, "posix_fallocate"):

@@ -38,7 +38,9 @@ REST_FRAMES = 60
 
 
 @torch.inference_mode()
-def generate_head(pbnet: PBNet, audio: Tensor, first: Tensor, sampler: SamplerConfig, generator: torch.Generator) -> Tensor:
+def generate_head(
+    pbnet: PBNet, audio: Tensor, first: Tensor, sampler: SamplerConfig, generator: torch.Generator
+) -> Tensor:
     """Pose and blink changes (T, 8), normalised, from audio (T, D) and the first frame's state (8,)."""
     frames = audio.shape[0]
     latent = torch.randn((frames, pbnet.config.latent_size), generator=generator).to(audio.device)
@@ -52,9 +54,17 @@ def generate_head(pbnet: PBNet, audio: Tensor, first: Tensor, sampler: SamplerCo
 
 
 @torch.inference_mode()
-def generate_expression(a2v: A2VTransformer, audio: Tensor, head: Tensor, source: Tensor, steps: int, guidance: float,
-                        temperature: float, generator: torch.Generator,
-                        progress: Callable[[int], None] | None = None) -> Tensor:  # fmt: skip
+def generate_expression(
+    a2v: A2VTransformer,
+    audio: Tensor,
+    head: Tensor,
+    source: Tensor,
+    steps: int,
+    guidance: float,
+    temperature: float,
+    generator: torch.Generator,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
     """Expression coefficients (T, K) by rectified flow; audio (T, D), head (T, 8) normalised, source (K + 2,)."""
     frames = audio.shape[0]
     noise = torch.randn((frames, a2v.config.motion_size), generator=generator).to(audio.device) * temperature
@@ -79,8 +89,14 @@ def generate_expression(a2v: A2VTransformer, audio: Tensor, head: Tensor, source
 
 
 @torch.inference_mode()
-def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: GenerateOptions, quiet: Tensor | None = None,
-                    progress: Callable[[int], None] | None = None) -> Motion:  # fmt: skip
+def generate_motion(
+    bundle: Bundle,
+    audio: Tensor,
+    face: Face,
+    options: GenerateOptions,
+    quiet: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Motion:
     """Speech features (T, D) at 25 fps → the motion of one face, reproducible from ``options.seed``.
 
     quiet: (T,) from ``quiet_share``: there the mouth is brought to rest, whatever the network made of it.
@@ -95,9 +111,16 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
     head = shape_head(generate_head(bundle.pbnet, audio, first_state(pose, ear), sampler, generator), options)
     head[:, POSE_SIZE:] = deepen_blinks(head[:, POSE_SIZE:] * EAR_UNIT, ear) / EAR_UNIT * options.blink
     expression = generate_expression(
-        bundle.a2v, audio, head, bundle.motion.describe_source(shape), steps, guidance, sampler.temperature, generator,
+        bundle.a2v,
+        audio,
+        head,
+        bundle.motion.describe_source(shape),
+        steps,
+        guidance,
+        sampler.temperature,
+        generator,
         progress,
-    )  # fmt: skip
+    )
     expression = shape_lips(bundle, expression, shape, quiet, steps, guidance)
     pose_change = head[:, :POSE_SIZE] * bundle.motion.pose_scale
     return Motion(
@@ -108,8 +131,9 @@ def generate_motion(bundle: Bundle, audio: Tensor, face: Face, options: Generate
     )
 
 
-def shape_lips(bundle: Bundle, expression: Tensor, shape: Tensor, quiet: Tensor | None, steps: int,
-               guidance: float) -> Tensor:  # fmt: skip
+def shape_lips(
+    bundle: Bundle, expression: Tensor, shape: Tensor, quiet: Tensor | None, steps: int, guidance: float
+) -> Tensor:
     """What rules do to generated lips: small openings are closed further, and silence brings the mouth to rest.
 
     expression (T, K) of one source shape (478, 3); quiet (T,) from ``quiet_share``. Returns (T, K).
@@ -128,7 +152,9 @@ def rest_expression(bundle: Bundle, shape: Tensor, steps: int, guidance: float) 
     silence = bundle.audio.encode(torch.zeros(REST_FRAMES * FRAME_SAMPLES, device=shape.device), REST_FRAMES)
     head = shape.new_zeros(REST_FRAMES, POSE_SIZE + BLINK_SIZE)
     source = bundle.motion.describe_source(shape)
-    made = generate_expression(bundle.a2v, silence, head, source, steps, guidance, 0.0, torch.Generator().manual_seed(0))
+    made = generate_expression(
+        bundle.a2v, silence, head, source, steps, guidance, 0.0, torch.Generator().manual_seed(0)
+    )
     return made[REST_FRAMES // 4 : -REST_FRAMES // 4].mean(0)
 
 
@@ -150,11 +176,14 @@ class LiteEngine:
         """Speech (L,) at 16 kHz -> (frames, D)."""
         return self.bundle.audio.encode(samples, frames)
 
-    def generate(self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions,
-                 progress: Callable[[int], None]) -> Motion:  # fmt: skip
+    def generate(
+        self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions, progress: Callable[[int], None]
+    ) -> Motion:
         """Raises ConfigError for options that only the published model has."""
         if options.sampler is not None:
-            raise ConfigError(f"sampler {options.sampler}: the preset {self.bundle.config.name} has one sampler; leave it out")
+            raise ConfigError(
+                f"sampler {options.sampler}: the preset {self.bundle.config.name} has one sampler; leave it out"
+            )
         if options.precision not in (None, "float32"):
             raise ConfigError(
                 f"precision {options.precision}: the preset {self.bundle.config.name} computes in float32; leave it out"
@@ -209,5 +238,3 @@ class LiteEngine:
             expression=expression.numpy(),
             info={"preset": self.bundle.config.name},
         )
-
-

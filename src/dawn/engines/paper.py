@@ -59,11 +59,14 @@ class PaperEngine:
         return self.hubert.encode(samples, frames)
 
     @torch.inference_mode()
-    def generate(self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions,
-                 progress: Callable[[int], None]) -> Motion:  # fmt: skip
+    def generate(
+        self, features: Tensor, samples: Tensor, face: Face, options: GenerateOptions, progress: Callable[[int], None]
+    ) -> Motion:
         """Latent motion of all frames. Raises ConfigError for options that this model does not have."""
         if options.expression != 1:
-            raise ConfigError(f"expression {options.expression}: {self.bundle.config.name} cannot scale it; leave it at 1")
+            raise ConfigError(
+                f"expression {options.expression}: {self.bundle.config.name} cannot scale it; leave it at 1"
+            )
         generator = torch.Generator().manual_seed(options.seed)
         first_pose, first_ear = self._first(face)
         pose, ear = self.head(features, first_pose, first_ear, options, generator)
@@ -87,8 +90,9 @@ class PaperEngine:
         points = torch.from_numpy(face.landmarks)
         return published_pose(points, self.mean_face()).to(self.device), published_ear(points).to(self.device)
 
-    def head(self, audio: Tensor, first_pose: Tensor, first_ear: Tensor, options: GenerateOptions,
-             generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def head(
+        self, audio: Tensor, first_pose: Tensor, first_ear: Tensor, options: GenerateOptions, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Pose (T, 6) and eye aspect ratios (T, 2) in published units, from the portrait's own (6,) and (2,)."""
         start = normalise_pose(first_pose)
         pose = denormalise_pose(start + _sample(self.bundle.pose, start, audio, generator))
@@ -96,8 +100,14 @@ class PaperEngine:
         strength = 0.0 if options.still else options.pose_scale
         return first_pose + strength * (pose - first_pose), first_ear + options.blink * blink
 
-    def diffuse(self, face: Face, condition: Tensor, options: GenerateOptions, generator: torch.Generator,
-                progress: Callable[[int], None]) -> Tensor:  # fmt: skip
+    def diffuse(
+        self,
+        face: Face,
+        condition: Tensor,
+        options: GenerateOptions,
+        generator: torch.Generator,
+        progress: Callable[[int], None],
+    ) -> Tensor:
         """Condition (T, 1032) → flow x, flow y and occlusion, (3, T, S, S) in [-1, 1]."""
         sampler = self.bundle.config.sampler
         unet = self._unet(options.precision or sampler.precision)
@@ -164,11 +174,29 @@ def _sample(network: PublishedPBNet, first: Tensor, audio: Tensor, generator: to
     return network.decode(latent, first[None], audio[None])[0]
 
 
-def sample_motion(epsilon: Epsilon, start: Tensor, config: PaperSamplerConfig, kind: str, steps: int,
-                  generator: torch.Generator, progress: Callable[[int], None] | None = None) -> Tensor:  # fmt: skip
+def sample_motion(
+    epsilon: Epsilon,
+    start: Tensor,
+    config: PaperSamplerConfig,
+    kind: str,
+    steps: int,
+    generator: torch.Generator,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
     """Run one of the samplers of the published model. start: (B, 3, T, S, S) standard normal; the result is like it."""
     schedule = cosine_schedule()
     if kind == "dpm++":
-        return dpm_solver(epsilon, start, schedule, steps, threshold_quantile=config.threshold_quantile, progress=progress)
-    return ddim(epsilon, start, schedule, steps, eta=config.eta, noise=generator, shifted_alpha=config.shifted_alpha,
-                threshold_quantile=config.threshold_quantile, progress=progress)  # fmt: skip
+        return dpm_solver(
+            epsilon, start, schedule, steps, threshold_quantile=config.threshold_quantile, progress=progress
+        )
+    return ddim(
+        epsilon,
+        start,
+        schedule,
+        steps,
+        eta=config.eta,
+        noise=generator,
+        shifted_alpha=config.shifted_alpha,
+        threshold_quantile=config.threshold_quantile,
+        progress=progress,
+    )

@@ -21,10 +21,16 @@ def rotation_matrix(angles_deg: Tensor) -> Tensor:
     yaw, pitch, roll = torch.deg2rad(angles_deg).unbind(-1)
     cy, sy, cp, sp, cr, sr = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin(), roll.cos(), roll.sin()
     rows = (
-        cr * cy, cr * sy * sp - sr * cp, cr * sy * cp + sr * sp,
-        sr * cy, sr * sy * sp + cr * cp, sr * sy * cp - cr * sp,
-        -sy, cy * sp, cy * cp,
-    )  # fmt: skip
+        cr * cy,
+        cr * sy * sp - sr * cp,
+        cr * sy * cp + sr * sp,
+        sr * cy,
+        sr * sy * sp + cr * cp,
+        sr * sy * cp - cr * sp,
+        -sy,
+        cy * sp,
+        cy * cp,
+    )
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 

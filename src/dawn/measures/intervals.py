@@ -31,8 +31,9 @@ def share(sums: Float64Array) -> float:
     return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
 
 
-def bootstrap_interval(sums: NDArray[Any], finish: Finish, rng: np.random.Generator, confidence: float = 0.95,
-                       rounds: int = 1000) -> Interval:  # fmt: skip
+def bootstrap_interval(
+    sums: NDArray[Any], finish: Finish, rng: np.random.Generator, confidence: float = 0.95, rounds: int = 1000
+) -> Interval:
     """Percentile bootstrap over clips (frames of one clip are not independent).
 
     sums: (N, k), one row a clip. ``rounds`` times N clips are drawn with replacement and ``finish`` is taken of their

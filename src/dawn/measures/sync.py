@@ -124,5 +124,3 @@ def embed(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: 
 
 
 # --------------------------------------------------------------------------------------------------- judging the judge
-
-

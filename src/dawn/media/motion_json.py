@@ -51,7 +51,9 @@ def load_motion(path: Path | str) -> Motion:
             raise MotionError(f"{source}: larger than {MAX_MOTION_BYTES} bytes; give a motion file written by dawn")
         values = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MotionError(f"{source}: cannot be read ({error.strerror}); give a file written by --motion-out") from error
+        raise MotionError(
+            f"{source}: cannot be read ({error.strerror}); give a file written by --motion-out"
+        ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MotionError(f"{source}: not a JSON file ({error}); give a file written by --motion-out") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -62,8 +64,10 @@ def load_motion(path: Path | str) -> Motion:
     blink = _table(source, values, "blink", BLINK_SIZE)
     expression = _table(source, values, "expression", None)
     if not len(pose) == len(blink) == len(expression):
-        raise MotionError(f"{source}: pose, blink and expression have {len(pose)}, {len(blink)} and {len(expression)} "
-                          "frames; make them equally long")  # fmt: skip
+        raise MotionError(
+            f"{source}: pose, blink and expression have {len(pose)}, {len(blink)} and {len(expression)} "
+            "frames; make them equally long"
+        )
     info = {str(key): str(value) for key, value in dict(values.get("info") or {}).items()}
     return Motion(pose, blink, expression, str(values.get("space", "lite")), info)
 

@@ -192,7 +192,10 @@ class VideoWriter:
 
     def _open_live(self, stream: BinaryIO, metadata: Mapping[str, str]) -> None:
         """The second container, whose streams take the packets that the first one's encoders make."""
-        options = {"movflags": "+empty_moov+default_base_moof+skip_trailer", "frag_duration": str(round(FRAGMENT_S * 1e6))}
+        options = {
+            "movflags": "+empty_moov+default_base_moof+skip_trailer",
+            "frag_duration": str(round(FRAGMENT_S * 1e6)),
+        }
         self._live = av.open(stream, "w", format="mp4", options=options)
         self._live.metadata.update(metadata)
         tracks: list[Any] = [self._video] if self._sound is None else [self._video, self._audio]

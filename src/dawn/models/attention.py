@@ -88,7 +88,9 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, bands: tuple[Band, ...]) -
     return out[0] if len(out) == 1 else torch.cat(out, 2)
 
 
-def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 128, valid: Tensor | None = None) -> Tensor:
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 128, valid: Tensor | None = None
+) -> Tensor:
     """Banded attention in blocks of queries, equal to dense attention under ``band_mask``.
 
     q, k, v: (B, heads, T, d). valid: (B, T) bool, false for keys that are padding.

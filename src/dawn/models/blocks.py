@@ -97,7 +97,10 @@ class FoldedUpBlock(nn.Module):
         super().__init__()
         k = conv.weight.detach()
         # Even output rows see (above, own + own), odd ones (own + own, below); the same for columns.
-        rows = (torch.stack((k[:, :, 0], k[:, :, 1] + k[:, :, 2]), 2), torch.stack((k[:, :, 0] + k[:, :, 1], k[:, :, 2]), 2))
+        rows = (
+            torch.stack((k[:, :, 0], k[:, :, 1] + k[:, :, 2]), 2),
+            torch.stack((k[:, :, 0] + k[:, :, 1], k[:, :, 2]), 2),
+        )
         phases = []
         for r in rows:
             phases.append(torch.stack((r[..., 0], r[..., 1] + r[..., 2]), -1))
@@ -113,8 +116,9 @@ class FoldedUpBlock(nn.Module):
         batch, _, height, width = x.shape
         y = F.relu(self.conv(x))
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        out = torch.empty((batch, self.out_channels, 2 * height, 2 * width), dtype=y.dtype, device=y.device,
-                          memory_format=layout)  # fmt: skip
+        out = torch.empty(
+            (batch, self.out_channels, 2 * height, 2 * width), dtype=y.dtype, device=y.device, memory_format=layout
+        )
         for phase in range(4):
             a, b = divmod(phase, 2)
             part = y[:, phase * self.out_channels : (phase + 1) * self.out_channels]

@@ -165,8 +165,9 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def prepare(videos: Iterable[Path], root: Path, out: Path, size_px: int, people: dict[str, str],
-            workers: int) -> Iterator[PrepareReport]:  # fmt: skip
+def prepare(
+    videos: Iterable[Path], root: Path, out: Path, size_px: int, people: dict[str, str], workers: int
+) -> Iterator[PrepareReport]:
     """Prepare many videos in parallel; yields one report each as they finish and writes ``report.json`` at the end.
 
     Videos whose output is already whole are skipped, so the same call resumes.

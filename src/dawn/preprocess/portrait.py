@@ -79,19 +79,29 @@ def choose_face(faces: list[TrackedFace], choice: int | str | None) -> TrackedFa
     ordered = sorted(faces, key=lambda face: face.box.center[0])
     if isinstance(choice, int):
         if not 1 <= choice <= len(ordered):
-            raise NoFaceError(f"face {choice} was asked for, but the portrait has {len(ordered)}: use 1 to {len(ordered)}")
+            raise NoFaceError(
+                f"face {choice} was asked for, but the portrait has {len(ordered)}: use 1 to {len(ordered)}"
+            )
         return ordered[choice - 1]
     rivals = [face for face in faces if face.box.height >= RIVAL_HEIGHT_SHARE * faces[0].box.height]
     if len(rivals) > 1:
-        places = "; ".join(f"{i}: x {face.box.center[0]:.0f} y {face.box.center[1]:.0f}" for i, face in enumerate(ordered, 1))
+        places = "; ".join(
+            f"{i}: x {face.box.center[0]:.0f} y {face.box.center[1]:.0f}" for i, face in enumerate(ordered, 1)
+        )
         raise SeveralFacesError(
             f"{len(ordered)} faces were found ({places}): choose one with --face N (from left to right) or --face largest"
         )
     return faces[0]
 
 
-def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean_face: torch.Tensor,
-                     choice: int | str | None = None, moved: bool = True) -> Face:  # fmt: skip
+def prepare_portrait(
+    image: ImageArray,
+    size_px: int,
+    tracker: FaceTracker,
+    mean_face: torch.Tensor,
+    choice: int | str | None = None,
+    moved: bool = True,
+) -> Face:
     """A photograph (H, W, 3) → the ``Face`` that is animated, its crop (size_px, size_px, 3). moved: see ``crop_box``.
 
     Raises NoFaceError, SeveralFacesError, FaceTooSmallError, ExtremePoseError.
@@ -99,8 +109,14 @@ def prepare_portrait(image: ImageArray, size_px: int, tracker: FaceTracker, mean
     return face_from(image, choose_face(find_faces(image, tracker), choice), size_px, tracker, mean_face, moved)
 
 
-def face_from(image: ImageArray, found: TrackedFace, size_px: int, tracker: FaceTracker, mean_face: torch.Tensor,
-              moved: bool = True) -> Face:  # fmt: skip
+def face_from(
+    image: ImageArray,
+    found: TrackedFace,
+    size_px: int,
+    tracker: FaceTracker,
+    mean_face: torch.Tensor,
+    moved: bool = True,
+) -> Face:
     """``prepare_portrait`` for a face that is chosen already. Raises FaceTooSmallError, ExtremePoseError."""
     if found.box.height < MIN_FACE_HEIGHT_PX:
         raise FaceTooSmallError(

@@ -156,8 +156,9 @@ def border_fade(place: Tensor, start: float, side: float, limit: int) -> Tensor:
 class FullFrame:
     """Generated squares of one portrait → pictures of the size of its photograph. Pixels outside the crop are its own."""
 
-    def __init__(self, photograph: ImageArray, face: Face, limit_px: int = LIMIT_PX,
-                 device: torch.device | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, photograph: ImageArray, face: Face, limit_px: int = LIMIT_PX, device: torch.device | None = None
+    ) -> None:
         """photograph (H, W, 3) uint8, from which ``face`` was made. It is reduced to ``limit_px``, never enlarged.
 
         Raises ImageError as ``fit``.
@@ -228,7 +229,9 @@ class FullFrame:
 
     def _paint(self, picture: Tensor, made: Tensor) -> None:
         """Put the frame over the moved photograph (3, h, w), in place, where made (4, S, S) says that it differs."""
-        rows, columns = (_reached(made[3].any(side), weights) for side, weights in ((1, self._rows), (0, self._columns)))
+        rows, columns = (
+            _reached(made[3].any(side), weights) for side, weights in ((1, self._rows), (0, self._columns))
+        )
         over = self._rows[rows] @ made @ self._columns[columns].T
         share = over[3].clamp(0, 1) * self._mask[rows, columns]
         picture[:, rows, columns] += share * (over[:3] - picture[:, rows, columns])
@@ -236,7 +239,9 @@ class FullFrame:
     def _moved(self, shift: Tensor) -> Tensor:
         """The photograph's region (3, h, w), every pixel taken from a place that lies ``shift`` (2, h, w) crop units away."""
         grid = torch.addcmul(self._places, shift.permute(1, 2, 0), self._reach)
-        return F.grid_sample(self._surroundings, grid[None], mode="bicubic", padding_mode="reflection", align_corners=False)[0]
+        return F.grid_sample(
+            self._surroundings, grid[None], mode="bicubic", padding_mode="reflection", align_corners=False
+        )[0]
 
     def _take_surroundings(self, device: torch.device) -> None:
         """Region and margin of the photograph as floats, and the sampling grid that reads the region from it."""

@@ -49,12 +49,20 @@ def made_on_ray(jobs: Sequence[Job], out: Path, device: str, address: str) -> Ge
                     _move(path, out / job.output)
             except (ray.exceptions.RayError, DawnError) as cause:
                 reason = str(cause) if isinstance(cause, DawnError) else f"the worker failed: {str(cause)[-300:]}"
-                result = Result(row=job.number, output=job.output, state="failed", digest=checksum, seconds=0,
-                                error=" ".join(reason.split()))  # fmt: skip
+                result = Result(
+                    row=job.number,
+                    output=job.output,
+                    state="failed",
+                    digest=checksum,
+                    seconds=0,
+                    error=" ".join(reason.split()),
+                )
             yield result
     except (ray.exceptions.RayError, ConnectionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"--ray {address}: the cluster is lost ({reason}); the same command goes on from here") from error
+        raise ConfigError(
+            f"--ray {address}: the cluster is lost ({reason}); the same command goes on from here"
+        ) from error
     finally:
         ray.shutdown()
         shutil.rmtree(staging, ignore_errors=True)
@@ -96,7 +104,8 @@ def _move(path: Path, target: Path) -> None:
     try:
         path.replace(target.resolve())
     except FileNotFoundError as error:
-        raise OutputError(f"{path} is not there for the workers and here alike: the folder must be on a shared "
-                          "file system") from error  # fmt: skip
+        raise OutputError(
+            f"{path} is not there for the workers and here alike: the folder must be on a shared file system"
+        ) from error
     except OSError as error:
         raise output_error(target, error) from error

@@ -53,7 +53,6 @@ class Job:
     preset_sha256: str
 
 
-
 def read_jobs(table: Path, out: Path, preset: str) -> list[Job]:
     """The rows of a CSV, checked. Raises InputError or ConfigError that names row and column."""
     header, records = _records(table)
@@ -79,8 +78,10 @@ def read_jobs(table: Path, out: Path, preset: str) -> list[Job]:
     inputs = {path.resolve(): job.number for job in jobs for path in job.files}
     for job in jobs:
         if (user := inputs.get((out / job.output).resolve())) is not None:
-            raise ConfigError(f"{table}, row {job.number}, column output: {job.output!r} is an input of row {user}; "
-                              "choose another name")  # fmt: skip
+            raise ConfigError(
+                f"{table}, row {job.number}, column output: {job.output!r} is an input of row {user}; "
+                "choose another name"
+            )
     return jobs
 
 

@@ -38,7 +38,6 @@ class Result(Strict):
     kept: bool = False
 
 
-
 class Journal:
     """``jobs.jsonl``: one line a result, the last one of an output counts. Lines that are damaged are passed over."""
 
@@ -93,7 +92,6 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             raise output_error(self.path, error) from error
-
 
 
 def as_json(results: Sequence[Result]) -> str:

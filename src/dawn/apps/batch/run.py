@@ -15,8 +15,15 @@ from dawn.engines.engine import pick_device
 from dawn.progress import Progress
 
 
-def run_batch(table: Path, out: Path, preset: str = DEFAULT_PRESET, device: str = "auto", retry_failed: bool = False,
-              ray_address: str | None = None, progress: Progress | None = None) -> list[Result]:  # fmt: skip
+def run_batch(
+    table: Path,
+    out: Path,
+    preset: str = DEFAULT_PRESET,
+    device: str = "auto",
+    retry_failed: bool = False,
+    ray_address: str | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
     """Make every row's video that is missing or changed; one result a row, in the order of the CSV.
 
     table: the CSV; its paths are relative to its own folder. out: folder of the videos, made if need be. preset: of rows
@@ -36,7 +43,9 @@ def run_batch(table: Path, out: Path, preset: str = DEFAULT_PRESET, device: str 
             if found and found.digest == digest(job) and _stands(found, out, retry_failed):
                 results[job.output] = found.model_copy(update={"row": job.number, "kept": True})
         missing = [job for job in jobs if job.output not in results]
-        made = _made_here(missing, out, device) if ray_address is None else made_on_ray(missing, out, device, ray_address)
+        made = (
+            _made_here(missing, out, device) if ray_address is None else made_on_ray(missing, out, device, ray_address)
+        )
         with closing(made):
             for result in made if missing else ():
                 journal.append(result)

@@ -28,16 +28,22 @@ def make(job: Job, job_digest: str, path: Path, device: str) -> Result:
     frames, error = 0, None
     try:
         motion = load_motion(job.files[2]) if job.row.motion_in else None
-        video = _model(job.preset, job.preset_sha256, device)(
-            *job.files[:2], motion=motion, **job.row.arguments())
+        video = _model(job.preset, job.preset_sha256, device)(*job.files[:2], motion=motion, **job.row.arguments())
         make_folder(path)
         video.save(path)
         frames = len(video)
     except Exception as cause:  # the other rows must go on
         reason = str(cause) if isinstance(cause, DawnError) else f"unexpected {type(cause).__name__}: {cause}"
         error = " ".join(reason.split())
-    return Result(row=job.number, output=job.output, state="failed" if error else "done", digest=job_digest, frames=frames,
-                  seconds=round(time.perf_counter() - start, 3), error=error)  # fmt: skip
+    return Result(
+        row=job.number,
+        output=job.output,
+        state="failed" if error else "done",
+        digest=job_digest,
+        frames=frames,
+        seconds=round(time.perf_counter() - start, 3),
+        error=error,
+    )
 
 
 def make_folder(path: Path) -> None:

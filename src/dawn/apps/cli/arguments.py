@@ -27,14 +27,20 @@ class Parser(argparse.ArgumentParser):
 def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
     parser.add_argument("--size", type=int, help="side in px: 128, 256, 512 (the preset's, 256)")
-    parser.add_argument("--frame", choices=("crop", "full"), default="crop",
-                        help="square around the face, or whole photograph; its longest side is then at most --size, "
-                        "256 to 2560 px (crop; 1280)")  # fmt: skip
+    parser.add_argument(
+        "--frame",
+        choices=("crop", "full"),
+        default="crop",
+        help="square around the face, or whole photograph; its longest side is then at most --size, "
+        "256 to 2560 px (crop; 1280)",
+    )
     parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
     parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
-    parser.add_argument("--report", type=Path, metavar="R.json", help="then examine the video, and write what was found")
+    parser.add_argument(
+        "--report", type=Path, metavar="R.json", help="then examine the video, and write what was found"
+    )
     parser.set_defaults(seeds=())
 
 
@@ -44,8 +50,14 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_rendering(parser)
     parser.add_argument("--motion-in", type=Path, metavar="M.json", help="render this motion instead of generating one")
     parser.add_argument("--seed", type=int, help="same seed, same video (0)")
-    parser.add_argument("--retry", type=int, choices=range(1, 11), default=1, metavar="N",
-                        help="try N seeds from --seed on (1 to 10), keep the one whose lips fit best")  # fmt: skip
+    parser.add_argument(
+        "--retry",
+        type=int,
+        choices=range(1, 11),
+        default=1,
+        metavar="N",
+        help="try N seeds from --seed on (1 to 10), keep the one whose lips fit best",
+    )
     parser.add_argument("--steps", type=int, help="sampling steps")
     parser.add_argument("--sampler", choices=("ddim", "dpm++"), help="of the published model (paper presets)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="of the published model's A2V network")
@@ -65,16 +77,25 @@ def add_drive(parser: argparse.ArgumentParser) -> None:
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("jobs", type=Path, metavar="JOBS.csv",
-                        help="columns portrait, speech and, if wanted, output (a name in OUT) and options of generate; "
-                        "paths are relative to this file")  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for videos and jobs.jsonl")
+    parser.add_argument(
+        "jobs",
+        type=Path,
+        metavar="JOBS.csv",
+        help="columns portrait, speech and, if wanted, output (a name in OUT) and options of generate; "
+        "paths are relative to this file",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for videos and jobs.jsonl"
+    )
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="of rows that name none (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
     parser.add_argument("--retry-failed", action="store_true", help="also rows that failed before and have not changed")
-    parser.add_argument("--ray", metavar="ADDRESS",
-                        help="run the rows on a Ray cluster, or on one of this machine (local); inputs and OUT must be on a "
-                        "file system that its workers share")  # fmt: skip
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run the rows on a Ray cluster, or on one of this machine (local); inputs and OUT must be on a "
+        "file system that its workers share",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of as a table")
 
 
@@ -92,16 +113,25 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
     parser.add_argument("--validation", type=Path, help="prepared clips of other people")
     parser.add_argument("--audio", type=Path, help="audio.safetensors of a preset, or a HuBERT folder (paper-...)")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="training options; model.KEY=VALUE for the network's")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="training options; model.KEY=VALUE for the network's",
+    )
 
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the preset")
     for part in PACKED_PARTS:
-        parser.add_argument(f"--{part}", type=Path, nargs="+", metavar="DIR",
-                            help=f"has {part}.safetensors; of several their mean")  # fmt: skip
-    parser.add_argument("--shares", metavar="PRESET", help="the preset beside OUT that has the parts which are not given")
+        parser.add_argument(
+            f"--{part}", type=Path, nargs="+", metavar="DIR", help=f"has {part}.safetensors; of several their mean"
+        )
+    parser.add_argument(
+        "--shares", metavar="PRESET", help="the preset beside OUT that has the parts which are not given"
+    )
     parser.add_argument("--size", type=int, help="side of its videos in px: 128, 256, 512 (the generator's own)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the preset")
 
@@ -119,24 +149,31 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="whose size of picture counts (%(default)s)")
     parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
-    parser.add_argument("--json", type=Path, metavar="F", help="also write the report as JSON; - prints it instead of words")
+    parser.add_argument(
+        "--json", type=Path, metavar="F", help="also write the report as JSON; - prints it instead of words"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 2 on warnings too")
 
 
 def add_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="video, or motion file (.json)")
-    parser.add_argument("-o", "--output", type=Path, metavar="F.png", help="picture to write (the source's name and .png)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="F.png", help="picture to write (the source's name and .png)"
+    )
     parser.add_argument("--preset", help="whose motion space a motion file is shown with (the one it names)")
 
 
 def add_studio(parser: argparse.ArgumentParser) -> None:
     _add_server(parser, "7860")
     parser.add_argument("--auth-file", type=Path, metavar="F", help="who may enter: one user:password a line")
-    parser.add_argument("--auth", metavar="USER:PASSWORD",
-                        help="the same for one person; DAWN_STUDIO_AUTH is not seen by others")  # fmt: skip
+    parser.add_argument(
+        "--auth", metavar="USER:PASSWORD", help="the same for one person; DAWN_STUDIO_AUTH is not seen by others"
+    )
     parser.add_argument("--max-seconds", type=float, metavar="S", help="longest recording (300)")
     parser.add_argument("--max-queue", type=int, metavar="N", help="videos that may wait for their turn (8)")
-    parser.add_argument("--keep-hours", type=float, metavar="H", help="files of a page that is not used are kept so long (2)")
+    parser.add_argument(
+        "--keep-hours", type=float, metavar="H", help="files of a page that is not used are kept so long (2)"
+    )
     parser.add_argument("--root-path", metavar="PATH", help="where a proxy shows the page, if not at /")
     parser.add_argument("--open-browser", action="store_true", default=None, help="open the page")
 
@@ -153,7 +190,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_server(parser: argparse.ArgumentParser, port: str) -> None:
     """What both servers know; defaults live in their settings, so that what is not given is None."""
-    parser.add_argument("--host", help="address to listen on; any other than this machine's own asks for a secret (127.0.0.1)")
+    parser.add_argument(
+        "--host", help="address to listen on; any other than this machine's own asks for a secret (127.0.0.1)"
+    )
     parser.add_argument("--port", type=int, help=f"port to listen on, 0 for a free one ({port})")
     parser.add_argument("--preset", help=f"shipped preset or a preset's folder ({DEFAULT_PRESET})")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 ... (auto)")
@@ -165,14 +204,30 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clips", type=Path, nargs="?", help="prepared clips of people who were not trained on")
     parser.add_argument("--clips", type=Path, dest="clips_too", metavar="DIR", help="the same")
     parser.add_argument("--preset", help=f"shipped preset or a preset's folder ({DEFAULT_PRESET})")
-    parser.add_argument("--also", nargs="+", action="extend", default=[], metavar="PRESET", help="further presets beside it")
-    parser.add_argument("--generated", type=Path, nargs=2, metavar=("MADE", "REAL"),
-                        help="instead of a preset: finished videos or clips against true ones of the same names")  # fmt: skip
+    parser.add_argument(
+        "--also", nargs="+", action="extend", default=[], metavar="PRESET", help="further presets beside it"
+    )
+    parser.add_argument(
+        "--generated",
+        type=Path,
+        nargs=2,
+        metavar=("MADE", "REAL"),
+        help="instead of a preset: finished videos or clips against true ones of the same names",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each person, or N videos")
-    parser.add_argument("--size", type=int, metavar="PX",
-                        help="show every preset at this size, as generate --size does (each at its own)")  # fmt: skip
-    parser.add_argument("--takes", type=int, default=1, metavar="N",
-                        help="takes of a minute on each portrait, to tell a decline from chance (1)")  # fmt: skip
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help="show every preset at this size, as generate --size does (each at its own)",
+    )
+    parser.add_argument(
+        "--takes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="takes of a minute on each portrait, to tell a decline from chance (1)",
+    )
     parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")
     parser.add_argument("--judge", type=Path, metavar="F", help="another sync judge than the shipped one")
     parser.add_argument("--community", type=Path, metavar="DIR", help="folder with the networks of FID, FVD and LSE")

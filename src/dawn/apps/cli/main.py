@@ -134,7 +134,9 @@ def _generate(args: argparse.Namespace) -> int:
     from dawn.media.motion_json import load_motion
 
     if args.retry > 1 and args.motion_in:
-        raise ConfigError(f"--retry {args.retry}: --motion-in {args.motion_in} leaves nothing to try; leave one of them out")
+        raise ConfigError(
+            f"--retry {args.retry}: --motion-in {args.motion_in} leaves nothing to try; leave one of them out"
+        )
     if args.strict:
         from dawn.checks.findings import refuse_warnings
         from dawn.checks.inputs import check
@@ -143,8 +145,19 @@ def _generate(args: argparse.Namespace) -> int:
 
     def make(model: Any, progress: Any) -> Any:
         motion = load_motion(args.motion_in) if args.motion_in else None
-        once = partial(model, args.portrait, args.speech, size=args.size, frame=args.frame, face=args.face, motion=motion,
-                       still=args.still, allow_silence=args.allow_silence, progress=progress, **options)  # fmt: skip
+        once = partial(
+            model,
+            args.portrait,
+            args.speech,
+            size=args.size,
+            frame=args.frame,
+            face=args.face,
+            motion=motion,
+            still=args.still,
+            allow_silence=args.allow_silence,
+            progress=progress,
+            **options,
+        )
         if args.retry == 1:
             return once()
         from dawn.checks.retry import best_seed
@@ -157,7 +170,9 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _drive(args: argparse.Namespace) -> int:
     def make(model: Any, progress: Any) -> Any:
-        return model.drive(args.portrait, args.video, size=args.size, frame=args.frame, face=args.face, progress=progress)
+        return model.drive(
+            args.portrait, args.video, size=args.size, frame=args.frame, face=args.face, progress=progress
+        )
 
     return _render(args, make, args.portrait, args.video)
 
@@ -206,8 +221,10 @@ def _report(path: Path, video: Any, loading_s: float, working_s: float) -> None:
     print(f"{path}: {frames} frames, {frames / FPS:.2f} s, {size}")
     for stage, seconds in {"load model": loading_s, **video.watch.seconds}.items():
         print(f"  {stage:<15} {seconds:8.2f} s")
-    print(f"  {'total':<15} {working_s:8.2f} s without loading: {frames / working_s:.1f} frames/s, "
-          f"{frames / FPS / working_s:.2f} x real time{memory}")  # fmt: skip
+    print(
+        f"  {'total':<15} {working_s:8.2f} s without loading: {frames / working_s:.1f} frames/s, "
+        f"{frames / FPS / working_s:.2f} x real time{memory}"
+    )
 
 
 def _batch(args: argparse.Namespace) -> int:

@@ -100,13 +100,23 @@ def evaluate(args: argparse.Namespace) -> int:
     with bar(args) as progress:
         if args.generated:
             made, real = args.generated
-            result = evaluate_folders(made, real, args.sface, progress, limit=args.limit, judge=args.judge,
-                                      community=args.community)  # fmt: skip
+            result = evaluate_folders(
+                made, real, args.sface, progress, limit=args.limit, judge=args.judge, community=args.community
+            )
         else:
             preset = args.preset or DEFAULT_PRESET
-            result = evaluate_preset(preset, clips[0], args.sface, progress, also=args.also, limit=args.limit,
-                                     size_px=args.size, takes=args.takes, judge=args.judge,
-                                     community=args.community)  # fmt: skip
+            result = evaluate_preset(
+                preset,
+                clips[0],
+                args.sface,
+                progress,
+                also=args.also,
+                limit=args.limit,
+                size_px=args.size,
+                takes=args.takes,
+                judge=args.judge,
+                community=args.community,
+            )
     if args.json:
         write_json(args.json, result)
     if not args.quiet:

@@ -65,7 +65,9 @@ class Links(Strict):
 class JobAnswer(Strict):
     id: str
     state: State
-    stage: str | None = Field(description="What is done just now: prepare, motion, decode; null while it is not at work")
+    stage: str | None = Field(
+        description="What is done just now: prepare, motion, decode; null while it is not at work"
+    )
     done: int
     total: int
     """Steps or frames of this stage; 0 while unknown."""
@@ -106,14 +108,21 @@ def job_answer(service: Service, job: Job) -> JobAnswer:
         return None if moment is None else round(max(0.0, moment - job.received), 3)
 
     return JobAnswer(
-        id=job.id, state=job.state, stage=live.stage if live else None, done=live.done if live else job.frames,
-        total=live.total if live else job.frames, frames=job.frames, position=position,
+        id=job.id,
+        state=job.state,
+        stage=live.stage if live else None,
+        done=live.done if live else job.frames,
+        total=live.total if live else job.frames,
+        frames=job.frames,
+        position=position,
         error=ErrorLine(type=job.error.type, message=job.error.message) if job.error else None,
         timings=Timings(
-            queued=since(job.started), first_byte=since(live.first_byte if live else job.first_byte),
-            first_picture=since(live.first_picture if live else job.first_picture), total=since(job.finished),
+            queued=since(job.started),
+            first_byte=since(live.first_byte if live else job.first_byte),
+            first_picture=since(live.first_picture if live else job.first_picture),
+            total=since(job.finished),
             stages=job.stages,
         ),
         options=job.options,
         links=Links(self=where, result=f"{where}/result", stream=f"{where}/result?stream=1", motion=f"{where}/motion"),
-    )  # fmt: skip
+    )

@@ -38,20 +38,33 @@ Number = Annotated[str, Path(alias="id", pattern=ID_PATTERN, description="The jo
 Streamed = Annotated[bool, Query(description="1: answer with the film itself, as fragmented MP4, while it is made")]
 FILM: dict[str, Any] = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}
 STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The film, with ?stream=1", "content": FILM,
-          "headers": {"X-Dawn-Job": {"description": "The job's id", "schema": {"type": "string"}}}},
-}  # fmt: skip
+    200: {
+        "description": "The film, with ?stream=1",
+        "content": FILM,
+        "headers": {"X-Dawn-Job": {"description": "The job's id", "schema": {"type": "string"}}},
+    },
+}
 VIDEO: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The video", "content": FILM}, 206: {"description": "A part of it", "content": FILM},
+    200: {"description": "The video", "content": FILM},
+    206: {"description": "A part of it", "content": FILM},
     416: {"description": "A range that it does not have", "content": {"text/plain": {}}},
-}  # fmt: skip
+}
 WORDS = {
-    400: "A file, or the form, that cannot be used", 401: "No token, or a wrong one", 403: "Asked by another web site",
-    404: "There is no such job", 405: "Not with this method", 408: "The upload took too long",
-    409: "There is no video yet, or there will be none", 413: "The upload is too large", 415: "Not multipart/form-data",
-    422: "An option or field that cannot be used", 429: "The queue is full; see Retry-After", 500: "A fault of the service",
-    503: "The service is being stopped", 507: "The disk is full",
-}  # fmt: skip
+    400: "A file, or the form, that cannot be used",
+    401: "No token, or a wrong one",
+    403: "Asked by another web site",
+    404: "There is no such job",
+    405: "Not with this method",
+    408: "The upload took too long",
+    409: "There is no video yet, or there will be none",
+    413: "The upload is too large",
+    415: "Not multipart/form-data",
+    422: "An option or field that cannot be used",
+    429: "The queue is full; see Retry-After",
+    500: "A fault of the service",
+    503: "The service is being stopped",
+    507: "The disk is full",
+}
 
 
 def _may_refuse(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -76,15 +89,25 @@ def create_app(settings: ServeSettings, model: Any = None) -> FastAPI:
             sweeper.cancel()
             await asyncio.to_thread(service.stop)
 
-    app = FastAPI(title="dawn", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
-                  description="Talking-head video from one portrait and one speech recording.")  # fmt: skip
+    app = FastAPI(
+        title="dawn",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        description="Talking-head video from one portrait and one speech recording.",
+    )
     app.state.service = service
 
     def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)] = None) -> None:
         shown = given.credentials if given else ""
         if token is not None and not hmac.compare_digest(shown.encode(), token.encode()):
-            raise Refusal(401, "Unauthorized", "no token, or a wrong one: send the header Authorization: Bearer TOKEN",
-                          WWW_Authenticate="Bearer")  # fmt: skip
+            raise Refusal(
+                401,
+                "Unauthorized",
+                "no token, or a wrong one: send the header Authorization: Bearer TOKEN",
+                WWW_Authenticate="Bearer",
+            )
 
     guarded = [Depends(authorised)] if token is not None else []
     for router in (_jobs(service), _results(service)):
@@ -109,15 +132,22 @@ def _jobs(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["jobs"])
     form = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": uploads.form_schema()}}}}
 
-    @router.post("/generate", status_code=202, response_model=answers.JobAnswer, response_description="The queued job",
-                 openapi_extra=form,
-                 responses={**STREAMED, **_may_refuse(400, 404, 408, 409, 413, 415, 429, 507)})  # fmt: skip
+    @router.post(
+        "/generate",
+        status_code=202,
+        response_model=answers.JobAnswer,
+        response_description="The queued job",
+        openapi_extra=form,
+        responses={**STREAMED, **_may_refuse(400, 404, 408, 409, 413, 415, 429, 507)},
+    )
     async def generate(request: Request, stream: Streamed = False) -> Any:
         """Portrait and speech in, a queued job out; or, with ?stream=1, the film itself while it is made."""
         job = await _accepted(request, service)
         if stream:
             return FollowResponse(service, job.id, owner=True)
-        return JSONResponse(answers.job_answer(service, job).model_dump(mode="json"), 202, {"Location": f"/v1/jobs/{job.id}"})
+        return JSONResponse(
+            answers.job_answer(service, job).model_dump(mode="json"), 202, {"Location": f"/v1/jobs/{job.id}"}
+        )
 
     @router.get("/jobs", response_model=answers.JobList, response_description="The jobs", responses=_may_refuse())
     def jobs(limit: Annotated[int, Query(ge=1, le=100)] = 20) -> answers.JobList:
@@ -125,13 +155,19 @@ def _jobs(service: Service) -> APIRouter:
         newest = service.store.all()[: -limit - 1 : -1]
         return answers.JobList(jobs=[answers.job_answer(service, job) for job in newest])
 
-    @router.get("/jobs/{id}", response_model=answers.JobAnswer, response_description="The job", responses=_may_refuse(404))
+    @router.get(
+        "/jobs/{id}", response_model=answers.JobAnswer, response_description="The job", responses=_may_refuse(404)
+    )
     def job(number: Number) -> answers.JobAnswer:
         """How far a job is."""
         return answers.job_answer(service, _found(service, number))
 
-    @router.delete("/jobs/{id}", response_model=answers.JobAnswer, response_description="The cancelled job",
-                   responses={204: {"description": "An ended job and its files are removed"}, **_may_refuse(404)})  # fmt: skip
+    @router.delete(
+        "/jobs/{id}",
+        response_model=answers.JobAnswer,
+        response_description="The cancelled job",
+        responses={204: {"description": "An ended job and its files are removed"}, **_may_refuse(404)},
+    )
     def delete(number: Number) -> Any:
         """Cancel a job that waits or is at work; remove one that has ended, with its files."""
         _found(service, number)
@@ -154,8 +190,9 @@ def _results(service: Service) -> APIRouter:
     """What jobs have made."""
     router = APIRouter(prefix="/v1", tags=["jobs"])
 
-    @router.get("/jobs/{id}/result", response_class=FileResponse,
-                responses={**VIDEO, **_may_refuse(400, 404, 409, 507)})  # fmt: skip
+    @router.get(
+        "/jobs/{id}/result", response_class=FileResponse, responses={**VIDEO, **_may_refuse(400, 404, 409, 507)}
+    )
     def result(number: Number, stream: Streamed = False) -> Response:
         """The video, in ranges if asked so; with ?stream=1 that of an unfinished job while it is made."""
         asked = _found(service, number)
@@ -165,9 +202,11 @@ def _results(service: Service) -> APIRouter:
             return FollowResponse(service, number)
         raise _unfinished(asked)
 
-    @router.get("/jobs/{id}/motion", response_class=FileResponse,
-                responses={200: {"description": "The motion", "content": {"application/json": {}}},
-                           **_may_refuse(404, 409)})  # fmt: skip
+    @router.get(
+        "/jobs/{id}/motion",
+        response_class=FileResponse,
+        responses={200: {"description": "The motion", "content": {"application/json": {}}}, **_may_refuse(404, 409)},
+    )
     def motion(number: Number) -> Response:
         """The motion that was generated, as "dawn generate --motion-out" writes it."""
         asked = _found(service, number)
@@ -185,8 +224,12 @@ async def _accepted(request: Request, service: Service) -> Job:
     """The queued job of an upload. Raises Refusal and DawnError; then nothing of it is left."""
     retry_s = await asyncio.to_thread(service.reserve)
     if retry_s:
-        raise Refusal(429, "QueueFull", f"{service.settings.max_queue} jobs wait already; try again in {retry_s} s",
-                      Retry_After=str(retry_s))  # fmt: skip
+        raise Refusal(
+            429,
+            "QueueFull",
+            f"{service.settings.max_queue} jobs wait already; try again in {retry_s} s",
+            Retry_After=str(retry_s),
+        )
     try:
         folder = await asyncio.to_thread(service.incoming)
         try:
@@ -203,26 +246,38 @@ async def _accepted(request: Request, service: Service) -> Job:
 def _unfinished(job: Job) -> Refusal:
     if job.error is not None:
         return Refusal(409, job.error.type, job.error.message)
-    return Refusal(409, "NotFinished", f"the job is {job.state}; there is no video"
-                   + ("" if job.state in ENDED else " yet, ?stream=1 follows it"))  # fmt: skip
+    return Refusal(
+        409,
+        "NotFinished",
+        f"the job is {job.state}; there is no video" + ("" if job.state in ENDED else " yet, ?stream=1 follows it"),
+    )
 
 
 def _about(app: FastAPI, service: Service, guarded: list[Any]) -> APIRouter:
     """What watches the service, and its description."""
     router = APIRouter(tags=["service"])
 
-    @router.get("/health", response_model=answers.Health, response_description="It lives",
-                responses={503: {"model": answers.Health, "description": "It stops, or cannot work"}})  # fmt: skip
+    @router.get(
+        "/health",
+        response_model=answers.Health,
+        response_description="It lives",
+        responses={503: {"model": answers.Health, "description": "It stops, or cannot work"}},
+    )
     def health() -> Any:
         """Whether the service lives; needs no token."""
         answer = answers.Health(
-            status="ok" if service.works else "stopping" if service.stopping else "broken", version=__version__,
-            preset=service.settings.preset, model_loaded=service.model is not None, queue_length=len(service.store.queued()),
+            status="ok" if service.works else "stopping" if service.stopping else "broken",
+            version=__version__,
+            preset=service.settings.preset,
+            model_loaded=service.model is not None,
+            queue_length=len(service.store.queued()),
             max_queue=service.settings.max_queue,
-        )  # fmt: skip
+        )
         return JSONResponse(answer.model_dump(), 200 if service.works else 503)
 
-    shown: dict[int | str, dict[str, Any]] = {200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}}
+    shown: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}
+    }
 
     @router.get("/metrics", response_class=Response, responses={**shown, **_may_refuse()}, dependencies=guarded)
     def metrics() -> Response:
@@ -249,7 +304,9 @@ def _answer_errors(app: FastAPI) -> None:
     async def unfit(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse(answers.error_body("RequestError", f"{where} = {first.get('input')!r}: {first['msg']}"), 422)
+        return JSONResponse(
+            answers.error_body("RequestError", f"{where} = {first.get('input')!r}: {first['msg']}"), 422
+        )
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

@@ -84,8 +84,13 @@ def finished(service: Service, job: Job) -> Response:
     path = service.folder(job.id) / RESULT
     if not path.is_file():
         return JSONResponse(error_body("NotFound", "the video is not there any more; send the job again"), 404)
-    return FileResponse(path, media_type="video/mp4", headers={"X-Dawn-Job": job.id}, filename=f"dawn-{job.id}.mp4",
-                        content_disposition_type="inline")  # fmt: skip
+    return FileResponse(
+        path,
+        media_type="video/mp4",
+        headers={"X-Dawn-Job": job.id},
+        filename=f"dawn-{job.id}.mp4",
+        content_disposition_type="inline",
+    )
 
 
 async def _gone(receive: Receive) -> None:
@@ -97,9 +102,9 @@ def _refusal(job: Job | None, stopping: bool) -> JSONResponse:
     if job is not None and job.error is not None:
         return JSONResponse(error_body(job.error.type, job.error.message), job.error.status)
     if stopping:
-        return JSONResponse(error_body("Stopping", "the service is being stopped; try again soon"), 503, {"Retry-After": "10"})
+        return JSONResponse(
+            error_body("Stopping", "the service is being stopped; try again soon"), 503, {"Retry-After": "10"}
+        )
     if job is None:
         return JSONResponse(error_body("NotFound", "there is no such job any more"), 404)
     return JSONResponse(error_body("NotFinished", f"the job is {job.state}; there is no video"), 409)
-
-

@@ -30,8 +30,9 @@ class Guard:
                 body = error_body("Stopping", "the service is being stopped; try again soon")
                 return await JSONResponse(body, 503, {"Retry-After": "10"})(scope, receive, send)
             if self._open and (reason := _foreign(headers)):
-                return await JSONResponse(error_body("Forbidden", f"{reason}; without a token only this machine is served"),
-                                          403)(scope, receive, send)  # fmt: skip
+                return await JSONResponse(
+                    error_body("Forbidden", f"{reason}; without a token only this machine is served"), 403
+                )(scope, receive, send)
         await self._app(scope, receive, send)
 
 

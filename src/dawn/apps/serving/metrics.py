@@ -26,10 +26,19 @@ class Metrics:
         self._stages = Counter("dawn_stage_seconds", "Seconds spent in each stage.", ["stage"], registry=self._registry)
         self.loaded = Gauge("dawn_model_loaded", "1 when the model is in memory.", registry=self._registry)
         self._queued, self._first_byte, self._first_picture, self._total = (
-            Histogram(f"dawn_{name}_seconds", f"From the end of the upload to {what}.", registry=self._registry,
-                      buckets=SECONDS)
-            for name, what in (("queued", "the start of the work"), ("first_byte", "the first byte of the film"),
-                               ("first_picture", "the first fragment with pictures"), ("job", "the end")))  # fmt: skip
+            Histogram(
+                f"dawn_{name}_seconds",
+                f"From the end of the upload to {what}.",
+                registry=self._registry,
+                buckets=SECONDS,
+            )
+            for name, what in (
+                ("queued", "the start of the work"),
+                ("first_byte", "the first byte of the film"),
+                ("first_picture", "the first fragment with pictures"),
+                ("job", "the end"),
+            )
+        )
 
     def ended(self, job: Job) -> None:
         """Count a job that has come to its end."""
@@ -37,7 +46,9 @@ class Metrics:
         for stage, seconds in job.stages.items():
             self._stages.labels(stage).inc(seconds)
         times = (job.started, job.first_byte, job.first_picture, job.finished if job.state == "done" else None)
-        for histogram, moment in zip((self._queued, self._first_byte, self._first_picture, self._total), times, strict=True):
+        for histogram, moment in zip(
+            (self._queued, self._first_byte, self._first_picture, self._total), times, strict=True
+        ):
             if moment is not None:
                 histogram.observe(max(0.0, moment - job.received))
 

@@ -29,8 +29,10 @@ def docs_page(description: dict[str, Any]) -> str:
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             parts.append(_operation(path, method, operation, schemas))
-    head = ("<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-            f"<title>{title}</title><style>{STYLE}</style>")  # fmt: skip
+    head = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{title}</title><style>{STYLE}</style>"
+    )
     return head + "".join(parts)
 
 
@@ -40,12 +42,21 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
     rows = [(p["name"], _kind(p["schema"]), p["in"], p.get("description", "")) for p in operation.get("parameters", [])]
     for content in operation.get("requestBody", {}).get("content", {}).values():
         schema = content["schema"]
-        rows += [(name, _kind(field), "required" if name in schema.get("required", ()) else _default(field),
-                  field.get("description", "")) for name, field in schema["properties"].items()]  # fmt: skip
+        rows += [
+            (
+                name,
+                _kind(field),
+                "required" if name in schema.get("required", ()) else _default(field),
+                field.get("description", ""),
+            )
+            for name, field in schema["properties"].items()
+        ]
     parts.append(_table("Fields", rows))
     answered = []
     for code, answer in operation["responses"].items():
-        kinds = [_kind(content.get("schema", {}), schemas) or kind for kind, content in answer.get("content", {}).items()]
+        kinds = [
+            _kind(content.get("schema", {}), schemas) or kind for kind, content in answer.get("content", {}).items()
+        ]
         answered.append((code, answer["description"], " or ".join(kinds)))
     parts.append(_table("Answers", answered))
     return "".join(parts)

@@ -73,13 +73,17 @@ class Store:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             self._table = sqlite3.connect(self.path, timeout=1, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"data folder {quoted(folder)} cannot be used ({error}): give another with --data") from error
+            raise ConfigError(
+                f"data folder {quoted(folder)} cannot be used ({error}): give another with --data"
+            ) from error
         try:
             self._jobs = self._opened()
         except sqlite3.Error as error:
             self._table.close()
             busy = "locked" in str(error)
-            reason = "is used by another dawn serve; stop that one" if busy else f"cannot be read ({error}); move it away"
+            reason = (
+                "is used by another dawn serve; stop that one" if busy else f"cannot be read ({error}); move it away"
+            )
             raise ConfigError(f"{quoted(self.path)} {reason}, or give another folder with --data") from error
         except BaseException:
             self._table.close()
@@ -92,10 +96,13 @@ class Store:
         self._table.execute("BEGIN IMMEDIATE")
         version = self._table.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
-            raise ConfigError(f"{quoted(self.path)} has records of version {version}, this is version {SCHEMA_VERSION}: "
-                              "update dawn, or give another folder with --data")  # fmt: skip
-        self._table.execute("CREATE TABLE IF NOT EXISTS jobs "
-                            "(id TEXT PRIMARY KEY, received REAL NOT NULL, record TEXT NOT NULL)")  # fmt: skip
+            raise ConfigError(
+                f"{quoted(self.path)} has records of version {version}, this is version {SCHEMA_VERSION}: "
+                "update dawn, or give another folder with --data"
+            )
+        self._table.execute(
+            "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, received REAL NOT NULL, record TEXT NOT NULL)"
+        )
         self._table.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         self._table.execute("COMMIT")
         jobs = {}
@@ -162,8 +169,10 @@ class Store:
                 log.warning("%s; tried again later", _refused(self.path, error))
 
     def _write(self, job: Job) -> None:
-        self._table.execute("INSERT INTO jobs VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record",
-                            (job.id, job.received, job.model_dump_json()))  # fmt: skip
+        self._table.execute(
+            "INSERT INTO jobs VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record",
+            (job.id, job.received, job.model_dump_json()),
+        )
 
 
 def _refused(path: Path, error: sqlite3.Error) -> OutputError:

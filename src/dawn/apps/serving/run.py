@@ -64,8 +64,15 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = log.info) -> int
                 if self.started:
                     say(_greeting(settings, listener, token is not None))
 
-        config = uvicorn.Config(app, log_config=None, access_log=False, backlog=BACKLOG, server_header=False,
-                                timeout_graceful_shutdown=CLOSING_S, lifespan="on")  # fmt: skip
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            backlog=BACKLOG,
+            server_header=False,
+            timeout_graceful_shutdown=CLOSING_S,
+            lifespan="on",
+        )
         server = Server(config)
         try:
             server.run(sockets=[listener])
@@ -88,8 +95,10 @@ def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        reasons = {errno.EADDRINUSE: "in use; stop what listens there, or choose another --port",
-                   errno.EACCES: "not allowed; choose a --port of 1024 or above"}  # fmt: skip
+        reasons = {
+            errno.EADDRINUSE: "in use; stop what listens there, or choose another --port",
+            errno.EACCES: "not allowed; choose a --port of 1024 or above",
+        }
         reason = reasons.get(error.errno or 0) or f"cannot be listened on ({error.strerror or error}); check --host"
         raise ConfigError(f"{where}: {reason}") from error
     try:
@@ -115,4 +124,6 @@ def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
 def _greeting(settings: ServeSettings, listener: socket.socket, needs_token: bool) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     token = "a token is needed" if needs_token else "no token is needed"
-    return f"dawn serve: http://{host}:{listener.getsockname()[1]} (preset {settings.preset}, {token}; /docs tells more)"
+    return (
+        f"dawn serve: http://{host}:{listener.getsockname()[1]} (preset {settings.preset}, {token}; /docs tells more)"
+    )

@@ -154,8 +154,11 @@ class Service:
     def _queue_again(self, job: Job) -> None:
         failure = None
         if job.attempts >= MAX_ATTEMPTS:
-            failure = Failure(type="ServiceError", message=f"this job ended the service {job.attempts} times and is not tried "
-                              "again; make the portrait smaller or the speech shorter")  # fmt: skip
+            failure = Failure(
+                type="ServiceError",
+                message=f"this job ended the service {job.attempts} times and is not tried "
+                "again; make the portrait smaller or the speech shorter",
+            )
         elif not all((self.folder(job.id) / name).is_file() for name in INPUTS):
             failure = Failure(type="ServiceError", message="the uploaded files are gone; send them again")
         if failure:
@@ -236,7 +239,10 @@ class Service:
     # ------------------------------------------------------------------------------------------------------ work
 
     def _work(self) -> None:
-        with suppress(Exception), FaceTracker():  # loads what the first job would wait for; what is wrong will be that job's
+        with (
+            suppress(Exception),
+            FaceTracker(),
+        ):  # loads what the first job would wait for; what is wrong will be that job's
             pass
         while not self.stopping:
             try:
@@ -252,8 +258,9 @@ class Service:
             if not waiting or self.stopping:
                 self._wake.wait(PAUSE_S)
                 return
-            job = self.store.change(waiting[0].id, unless=ENDED, state="running", started=time.time(),
-                                    attempts=waiting[0].attempts + 1)  # fmt: skip
+            job = self.store.change(
+                waiting[0].id, unless=ENDED, state="running", started=time.time(), attempts=waiting[0].attempts + 1
+            )
             if job is None:
                 return
             live = self.live = Live(job)
@@ -302,8 +309,14 @@ class Service:
                 # A stop is not the job's fault.
                 job = self.store.change(number, unless=ENDED, **values, started=None, attempts=live.job.attempts - 1)
             else:
-                job = self.store.change(number, unless=ENDED, **values, finished=time.time(), first_byte=live.first_byte,
-                                        first_picture=live.first_picture)  # fmt: skip
+                job = self.store.change(
+                    number,
+                    unless=ENDED,
+                    **values,
+                    finished=time.time(),
+                    first_byte=live.first_byte,
+                    first_picture=live.first_picture,
+                )
         known = job or self.store.get(number)
         if known and known.state in ENDED:
             self.metrics.ended(known)

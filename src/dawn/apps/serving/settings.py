@@ -67,7 +67,9 @@ def read_token(settings: ServeSettings) -> str | None:
 
     Raises ConfigError: unreadable, easily guessed, or needed and not given.
     """
-    where = f"token file {str(settings.token_file)!r}" if settings.token_file else f"environment variable {TOKEN_VARIABLE}"
+    where = (
+        f"token file {str(settings.token_file)!r}" if settings.token_file else f"environment variable {TOKEN_VARIABLE}"
+    )
     if settings.token_file:
         try:
             token = settings.token_file.read_text(encoding="utf-8").strip()
@@ -79,9 +81,13 @@ def read_token(settings: ServeSettings) -> str | None:
     elif is_loopback(settings.host):
         return None
     else:
-        raise ConfigError(f"host {settings.host!r} can be reached from other machines: give --token-file or {TOKEN_VARIABLE}, "
-                          "or listen on 127.0.0.1")  # fmt: skip
+        raise ConfigError(
+            f"host {settings.host!r} can be reached from other machines: give --token-file or {TOKEN_VARIABLE}, "
+            "or listen on 127.0.0.1"
+        )
     if len(token) < MIN_TOKEN_LETTERS or not (token.isascii() and token.isprintable()) or " " in token:
-        raise ConfigError(f"{where}: {len(token)} letters; give at least {MIN_TOKEN_LETTERS}, without spaces and umlauts, "
-                          "as from: openssl rand -hex 24")  # fmt: skip
+        raise ConfigError(
+            f"{where}: {len(token)} letters; give at least {MIN_TOKEN_LETTERS}, without spaces and umlauts, "
+            "as from: openssl rand -hex 24"
+        )
     return token

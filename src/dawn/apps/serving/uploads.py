@@ -41,7 +41,9 @@ async def receive(request: Request, settings: ServeSettings, folder: Path) -> Jo
     """Read the request into ``folder``. Raises Refusal, ConfigError for options, OutputError for a full disk."""
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
-        raise Refusal(415, "UnsupportedMediaType", f"content type {kind!r}: send multipart/form-data with portrait and speech")
+        raise Refusal(
+            415, "UnsupportedMediaType", f"content type {kind!r}: send multipart/form-data with portrait and speech"
+        )
     announced = request.headers.get("content-length", "")
     try:
         async with asyncio.timeout(settings.upload_timeout_s):
@@ -49,8 +51,12 @@ async def receive(request: Request, settings: ServeSettings, folder: Path) -> Jo
                 raise _too_large(settings)
             form = await _parsed(request, settings)
     except TimeoutError as error:
-        raise Refusal(408, "TooSlow", f"the upload took more than {settings.upload_timeout_s:g} s; send smaller files",
-                      Connection="close") from error  # fmt: skip
+        raise Refusal(
+            408,
+            "TooSlow",
+            f"the upload took more than {settings.upload_timeout_s:g} s; send smaller files",
+            Connection="close",
+        ) from error
     except Refusal as error:
         if error.status == 413:
             await _linger(request)
@@ -70,21 +76,32 @@ async def _parsed(request: Request, settings: ServeSettings) -> FormData:
                 raise _too_large(settings)
             yield chunk
 
-    parser = MultiPartParser(request.headers, counted(), max_files=len(INPUTS), max_fields=len(JobOptions.model_fields),
-                             max_part_size=MAX_FIELD_BYTES)  # fmt: skip
+    parser = MultiPartParser(
+        request.headers,
+        counted(),
+        max_files=len(INPUTS),
+        max_fields=len(JobOptions.model_fields),
+        max_part_size=MAX_FIELD_BYTES,
+    )
     try:
         return await parser.parse()
     except MultiPartException as error:
         raise Refusal(400, "FormError", f"the form cannot be read: {error.message}") from error
     except (KeyError, UnicodeDecodeError, LookupError) as error:
-        raise Refusal(400, "FormError", "the form cannot be read: its boundary or encoding is wrong; send it anew") from error
+        raise Refusal(
+            400, "FormError", "the form cannot be read: its boundary or encoding is wrong; send it anew"
+        ) from error
     except OSError as error:
         raise output_error("upload", error) from error
 
 
 def _too_large(settings: ServeSettings) -> Refusal:
-    return Refusal(413, "TooLarge", f"the upload is larger than {settings.max_upload_mb:g} MB; send smaller files",
-                   Connection="close")  # fmt: skip
+    return Refusal(
+        413,
+        "TooLarge",
+        f"the upload is larger than {settings.max_upload_mb:g} MB; send smaller files",
+        Connection="close",
+    )
 
 
 async def _linger(request: Request) -> None:

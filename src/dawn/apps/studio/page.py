@@ -25,10 +25,16 @@ MAX_SEED = 2**31 - 1
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 UNREAD: dict[str, Any] = AT_ONCE | {"preprocess": False}
 """Reading a file, and saying what is wrong with it, is ours; nor is Gradio to fetch it from an address."""
-IN_TURN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden",
-                           "api_visibility": "private"}  # fmt: skip
-SIZE_HELP = {"crop": "Side of the square. 128 px is the quickest.",
-             "full": "Longest side at most; smaller photographs stay as they are."}  # fmt: skip
+IN_TURN: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+SIZE_HELP = {
+    "crop": "Side of the square. 128 px is the quickest.",
+    "full": "Longest side at most; smaller photographs stay as they are.",
+}
 TELL_TIMELINE = "(a, b) => { window.dispatchEvent(new CustomEvent('dawn-region', {detail: [a, b]})); }"
 Shown = dict[Any, Any]
 """Parts of the page and what they become."""
@@ -83,9 +89,10 @@ class Page:
         region = [p.start, p.stop]
         running = []
         for button, run, inputs in (
-            (p.generate, self._generate, controls), (p.redraw, self._redraw, []),
+            (p.generate, self._generate, controls),
+            (p.redraw, self._redraw, []),
             (p.reroll, self._reroll, [*region, p.other_seed]),
-        ):  # fmt: skip
+        ):
             began = button.click(self._begin, None, self._during, **AT_ONCE)
             ran = began.then(run, inputs, self._after, **IN_TURN)
             ran.failure(self._not_run, None, self._after, **AT_ONCE)
@@ -114,7 +121,9 @@ class Page:
     def _example(self, given: Given, file: str) -> Callable[[gr.Request], Shown]:
         def give(request: gr.Request) -> Shown:
             session = self._session(request)
-            return given(asset(file), request) | ({self.parts.stage: self._stage(session)} if session.complained else {})
+            return given(asset(file), request) | (
+                {self.parts.stage: self._stage(session)} if session.complained else {}
+            )
 
         return give
 
@@ -147,8 +156,11 @@ class Page:
             line = words.line(session.in_short(str(error)), "error")
             return {p.portrait: None, p.seen: line, p.face: gr.update(visible=False)}
         numbers = list(range(1, found.faces + 1))
-        summary = "A face was found and nothing speaks against it." if len(numbers) < 2 else (
-            f"{len(numbers)} faces were found; number {found.face} will speak.")  # fmt: skip
+        summary = (
+            "A face was found and nothing speaks against it."
+            if len(numbers) < 2
+            else (f"{len(numbers)} faces were found; number {found.face} will speak.")
+        )
         return {
             p.portrait: str(found.shown) if found.shown else None,
             p.seen: words.findings(found.findings, summary, session.in_short),
@@ -166,8 +178,10 @@ class Page:
             return {p.speech: None, p.heard: words.line(session.in_short(str(error)), "error")}
         summary = f"{found.speech.duration_s:.1f} seconds of clear speech." if found.speech else ""
         # Of a file that cannot be used, the player could not show anything either.
-        return {p.speech: str(found.path) if found.speech else None,
-                p.heard: words.findings(found.findings, summary, session.in_short)}  # fmt: skip
+        return {
+            p.speech: str(found.path) if found.speech else None,
+            p.heard: words.findings(found.findings, summary, session.in_short),
+        }
 
     # ----------------------------------------------------------------------------------------------------- controls
 
@@ -200,12 +214,33 @@ class Page:
             button: gr.update(interactive=False) for button in self._buttons
         }
 
-    def _generate(self, seed: int, pose_scale: float, still: bool, blink: float, expression: float, guidance: float,
-                  frame: str, size: int, request: gr.Request) -> Iterator[Shown]:  # fmt: skip
+    def _generate(
+        self,
+        seed: int,
+        pose_scale: float,
+        still: bool,
+        blink: float,
+        expression: float,
+        guidance: float,
+        frame: str,
+        size: int,
+        request: gr.Request,
+    ) -> Iterator[Shown]:
         session = self._session(request)
-        yield from self._watch(session, lambda: session.generate(
-            size, frame, seed=int(seed or 0), pose_scale=pose_scale, still=still, blink=blink, expression=expression,
-            guidance=guidance), new=True)  # fmt: skip
+        yield from self._watch(
+            session,
+            lambda: session.generate(
+                size,
+                frame,
+                seed=int(seed or 0),
+                pose_scale=pose_scale,
+                still=still,
+                blink=blink,
+                expression=expression,
+                guidance=guidance,
+            ),
+            new=True,
+        )
 
     def _redraw(self, request: gr.Request) -> Iterator[Shown]:
         session = self._session(request)
@@ -264,8 +299,13 @@ class Page:
         """The last finished video, or where it will be; above it an error."""
         session.complained = error is not None
         result = session.result
-        below = words.empty_stage() if result is None else words.finished(
-            _address(result.video), _address(result.motion), result.frames, result.width, result.height)  # fmt: skip
+        below = (
+            words.empty_stage()
+            if result is None
+            else words.finished(
+                _address(result.video), _address(result.motion), result.frames, result.width, result.height
+            )
+        )
         return words.failed(session.in_short(error), below) if error else below
 
     # -------------------------------------------------------------------------------------------------------- edits
@@ -275,8 +315,12 @@ class Page:
         p, changed = self.parts, session.changed
         spans = changed.nonzero()[0]
         text = words.line(session.in_short(error), "error") if error else words.changes(spans.tolist(), len(changed))
-        return {p.timeline: session.view(), p.edited: text, p.undo: gr.update(interactive=session.take.can_undo),
-                p.redraw: gr.update(interactive=bool(len(spans)))}  # fmt: skip
+        return {
+            p.timeline: session.view(),
+            p.edited: text,
+            p.undo: gr.update(interactive=session.take.can_undo),
+            p.redraw: gr.update(interactive=bool(len(spans))),
+        }
 
     def _edit(self, name: str) -> Callable[..., Shown]:
         """Calls an action of the session and shows what changed. Applied strengths go back to 1."""
@@ -309,5 +353,3 @@ def _dragged(event: gr.EventData) -> tuple[float, float]:
 def _address(path: Path) -> str:
     """Where the browser finds a file of a session, against the page's own address, whatever proxy stands before it."""
     return f"gradio_api/file={quote(str(path))}"
-
-

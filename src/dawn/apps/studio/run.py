@@ -17,9 +17,11 @@ from dawn.errors import ConfigError
 
 __all__ = ["StudioSettings", "studio"]
 
-POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-          "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-          "worker-src 'self' blob:; frame-ancestors 'self'; base-uri 'self'; form-action 'self'")  # fmt: skip
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
+)
 """Gradio's pages evaluate scripts of their own; nothing may be asked of any other address."""
 MISSING = 'the gradio package is missing: pip install "dawn[serve]"'
 
@@ -60,8 +62,9 @@ def free_port(host: str, port: int) -> int:
             return int(probe.getsockname()[1])
     except OSError as error:
         other = f"--port {port + 1}" if port and port < 65535 else "another"
-        raise ConfigError(f"port {port} of {host!r} cannot be had ({error.strerror}): give {other}, or end what uses "
-                          "it") from error  # fmt: skip
+        raise ConfigError(
+            f"port {port} of {host!r} cannot be had ({error.strerror}): give {other}, or end what uses it"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -92,7 +95,9 @@ def _our_gradio(root: Path) -> Iterator[None]:
         os.environ |= before
 
 
-def _launch(settings: StudioSettings, loader: Loader, sessions: Sessions, users: list[tuple[str, str]], port: int) -> Any:
+def _launch(
+    settings: StudioSettings, loader: Loader, sessions: Sessions, users: list[tuple[str, str]], port: int
+) -> Any:
     """The running server's Blocks. Raises ConfigError."""
     try:
         import gradio  # noqa: F401
@@ -108,16 +113,33 @@ def _launch(settings: StudioSettings, loader: Loader, sessions: Sessions, users:
     blocks = Page(settings, loader, sessions).blocks.queue(max_size=settings.max_queue, api_open=False)
     try:
         blocks.launch(
-            server_name=settings.host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, show_error=False,
-            auth=users or None, auth_message="dawn studio", max_file_size=settings.max_upload_mb << 20,
-            root_path=settings.root_path, allowed_paths=None,
-            ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[],
-            inbrowser=settings.open_browser, theme=theme(), favicon_path=asset("icon.svg"),
+            server_name=settings.host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            show_error=False,
+            auth=users or None,
+            auth_message="dawn studio",
+            max_file_size=settings.max_upload_mb << 20,
+            root_path=settings.root_path,
+            allowed_paths=None,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            inbrowser=settings.open_browser,
+            theme=theme(),
+            favicon_path=asset("icon.svg"),
             head=f"<style>{text_of('page.css')}</style>",
             app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None},
-        )  # fmt: skip
+        )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the studio cannot listen on {settings.host} port {port} ({error}): give another port") from error
+        raise ConfigError(
+            f"the studio cannot listen on {settings.host} port {port} ({error}): give another port"
+        ) from error
     return blocks
 
 
@@ -131,8 +153,11 @@ class Guard:
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", []))
-                headers += [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
-                            (b"referrer-policy", b"same-origin")]  # fmt: skip
+                headers += [
+                    (b"content-security-policy", POLICY.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"same-origin"),
+                ]
                 message = {**message, "headers": headers}
             await send(message)
 

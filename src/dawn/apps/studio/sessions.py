@@ -32,8 +32,9 @@ class Sessions:
     Gradio puts uploads there too, each in a folder named by its content, from where a session takes them.
     """
 
-    def __init__(self, make: Callable[[Path], Session], keep_s: float, leave_s: float = LEAVE_S,
-                 sweep_s: float = SWEEP_S) -> None:  # fmt: skip
+    def __init__(
+        self, make: Callable[[Path], Session], keep_s: float, leave_s: float = LEAVE_S, sweep_s: float = SWEEP_S
+    ) -> None:
         """make: a new session in a folder. keep_s: of an open page that is not used. leave_s: of one that is gone."""
         _remove_stale()
         self.root = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
@@ -80,8 +81,11 @@ class Sessions:
         now = time.monotonic()
         with self._lock:
             gone = [key for key, since in self._left.items() if now - since > self._leave_s]
-            gone += [key for key, since in self._used.items()
-                     if now - since > self._keep_s and key not in gone and not self._open[key].busy]  # fmt: skip
+            gone += [
+                key
+                for key, since in self._used.items()
+                if now - since > self._keep_s and key not in gone and not self._open[key].busy
+            ]
             closing = [self._open.pop(key) for key in gone]
             for key in gone:
                 self._used.pop(key, None)

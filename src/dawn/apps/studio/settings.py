@@ -66,6 +66,8 @@ def accounts(settings: StudioSettings) -> list[tuple[str, str]]:
     if settings.auth_file is not None and not users:
         raise ConfigError(f"{source} holds no user: write one user:password a line")
     if not users and not is_loopback(settings.host):
-        raise ConfigError(f"host {settings.host!r} can be reached from other machines: give --auth user:password, --auth-file "
-                          f"or {AUTH_VARIABLE}, or use 127.0.0.1")  # fmt: skip
+        raise ConfigError(
+            f"host {settings.host!r} can be reached from other machines: give --auth user:password, --auth-file "
+            f"or {AUTH_VARIABLE}, or use 127.0.0.1"
+        )
     return users

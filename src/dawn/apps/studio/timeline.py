@@ -35,13 +35,20 @@ def wave(speech: Speech | None) -> Values | None:
     return {"high": _short(high / peak), "low": _short(low / peak), "seconds": speech.duration_s}
 
 
-def view(motion: Motion, speech: Speech | None, changed: NDArray[np.bool_], preset: str,
-         drawn: Values | None = None) -> Values:  # fmt: skip
+def view(
+    motion: Motion, speech: Speech | None, changed: NDArray[np.bool_], preset: str, drawn: Values | None = None
+) -> Values:
     """All that the browser draws. changed: (T,) frames that wait to be drawn again. drawn: ``curves`` of the video as it is,
     if the motion is another by now."""
     spans = [[int(start), int(stop)] for start, stop in runs(np.asarray(changed, bool))]
-    return {"fps": FPS, "frames": len(motion), "wave": wave(speech), "curves": curves(motion, preset), "drawn": drawn,
-            "changed": spans}  # fmt: skip
+    return {
+        "fps": FPS,
+        "frames": len(motion),
+        "wave": wave(speech),
+        "curves": curves(motion, preset),
+        "drawn": drawn,
+        "changed": spans,
+    }
 
 
 def _short(values: NDArray[Any]) -> list[float]:

@@ -100,7 +100,9 @@ def load_hubert(path_or_id: str = "facebook/hubert-large-ls960-ft") -> nn.Module
         raise CheckpointError(f"{where} lack {missing[0]!r}: give a complete HuBERT model")
     if info["mismatched_keys"]:
         key, stored, own = min(info["mismatched_keys"])
-        raise CheckpointError(f"{where}: {key} is {tuple(stored)}, its config.json says {tuple(own)}: get both files again")
+        raise CheckpointError(
+            f"{where}: {key} is {tuple(stored)}, its config.json says {tuple(own)}: get both files again"
+        )
     return cast(nn.Module, model.float().eval())
 
 
@@ -108,7 +110,9 @@ def _check_hubert_folder(folder: Path, where: str) -> None:
     """Raises CheckpointError for a folder without safetensors, or a path of which nothing is there."""
     if not folder.is_dir():
         if folder.is_absolute() or len(folder.parts) > 2:  # a name of the hub is "owner/model"
-            raise CheckpointError(f"{where}: there is no such folder; give one that holds config.json and model.safetensors")
+            raise CheckpointError(
+                f"{where}: there is no such folder; give one that holds config.json and model.safetensors"
+            )
         return
     if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         return
@@ -127,7 +131,11 @@ def _quiet_transformers() -> Iterator[None]:
     """No bars and tables on the terminal while weights are read; what is wrong with them is raised instead. The hub's own
     bar stays: the first download takes minutes."""
     hub, logging = import_module("huggingface_hub.utils"), import_module("transformers.utils.logging")
-    verbosity, bar, hub_bar = logging.get_verbosity(), logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    verbosity, bar, hub_bar = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        not hub.are_progress_bars_disabled(),
+    )
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if hub_bar:

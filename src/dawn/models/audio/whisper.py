@@ -137,7 +137,9 @@ class WhisperAudioEncoder(nn.Module):
             yield start, min(start + size, frame_count)
 
     def _recording_peak(self, samples: Tensor, frame_count: int) -> Tensor:
-        peaks = [_log_power(_cut(samples, frame_count, start, stop)).amax() for start, stop in self._windows(frame_count)]
+        peaks = [
+            _log_power(_cut(samples, frame_count, start, stop)).amax() for start, stop in self._windows(frame_count)
+        ]
         return torch.stack(peaks).amax()
 
 

@@ -89,8 +89,12 @@ class _PictureStream(nn.Module):
             _Reduce(STEM_FRAMES, first, 7, 4), _Reduce(first, second, 3, 2), _Reduce(second, third, 3, 2), nn.Flatten()
         )
         cells = (config.mouth_size_px // 16) ** 2
-        self.frame = nn.Sequential(nn.Linear(third * cells, config.hidden, bias=False), nn.BatchNorm1d(config.hidden),
-                                   nn.ReLU(), nn.Dropout(config.dropout))  # fmt: skip
+        self.frame = nn.Sequential(
+            nn.Linear(third * cells, config.hidden, bias=False),
+            nn.BatchNorm1d(config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+        )
         self.window = nn.Conv1d(config.hidden, config.embedding, WINDOW_FRAMES - STEM_FRAMES + 1)
 
     def forward(self, mouths: Tensor) -> Tensor:
@@ -119,13 +123,23 @@ class _SoundStream(nn.Module):
         first, second, third = config.sound_widths
         layers: list[nn.Module] = []
         # Strides over (bands, time): 80 -> 40 -> 20 -> 10 bands, and twice a halving of time.
-        for inside, outside, kernel, stride in ((1, first, (5, 3), (2, 1)), (first, second, (3, 3), (2, 2)),
-                                                (second, third, (3, 3), (2, 2))):  # fmt: skip
-            layers += [nn.Conv2d(inside, outside, kernel, stride, padding=(kernel[0] // 2, 0), bias=False),
-                       nn.BatchNorm2d(outside), nn.ReLU()]  # fmt: skip
+        for inside, outside, kernel, stride in (
+            (1, first, (5, 3), (2, 1)),
+            (first, second, (3, 3), (2, 2)),
+            (second, third, (3, 3), (2, 2)),
+        ):
+            layers += [
+                nn.Conv2d(inside, outside, kernel, stride, padding=(kernel[0] // 2, 0), bias=False),
+                nn.BatchNorm2d(outside),
+                nn.ReLU(),
+            ]
         self.body = nn.Sequential(*layers)
-        self.frame = nn.Sequential(nn.Conv1d(10 * third, config.hidden, 1, bias=False), nn.BatchNorm1d(config.hidden),
-                                   nn.ReLU(), nn.Dropout(config.dropout))  # fmt: skip
+        self.frame = nn.Sequential(
+            nn.Conv1d(10 * third, config.hidden, 1, bias=False),
+            nn.BatchNorm1d(config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+        )
         self.window = nn.Conv1d(config.hidden, config.embedding, 5)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -135,8 +149,9 @@ class _SoundStream(nn.Module):
 # ---------------------------------------------------------------------------------------------------- mouth pictures
 
 
-def mouth_crops(frames: np.ndarray, landmarks: np.ndarray | Tensor, mean_face: Tensor, size_px: int,
-                side: float = MOUTH_SIDE) -> Tensor:  # fmt: skip
+def mouth_crops(
+    frames: np.ndarray, landmarks: np.ndarray | Tensor, mean_face: Tensor, size_px: int, side: float = MOUTH_SIDE
+) -> Tensor:
     """The lower face, held still: a square that follows the head's pose, not the lips.
 
     frames (T, H, W, 3) uint8; landmarks (T, 478, 3) crop units; mean_face (478, 3); side: of the square in distances of

@@ -1,8 +1,8 @@
 """A2V for the ``lite`` motion space: a rectified-flow transformer over time (paper section 3.3).
 
-    noisy expression (T, K) ─┐
-    audio (T, D) ── norm, project, short convolution ──┤ sum ─▶ blocks (banded attention, feed-forward) ─▶ velocity (T, K)
-    pose, blink (T, 8) ──────┘                                   ▲ scale, shift, gate from time and source face
+noisy expression (T, K) ─┐
+audio (T, D) ── norm, project, short convolution ──┤ sum ─▶ blocks (banded attention, feed-forward) ─▶ velocity (T, K)
+pose, blink (T, 8) ──────┘                                   ▲ scale, shift, gate from time and source face
 """
 
 from __future__ import annotations
@@ -79,8 +79,16 @@ class A2VTransformer(nn.Module):
         h = self.audio_dropout(self.audio_in(self.audio_norm(audio)))
         return h + F.gelu(self.audio_mix(h.transpose(1, 2))).transpose(1, 2)
 
-    def forward(self, x: Tensor, time: Tensor, audio: Tensor, head: Tensor, source: Tensor,
-                drop_audio: Tensor | None = None, valid: Tensor | None = None) -> Tensor:  # fmt: skip
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        audio: Tensor,
+        head: Tensor,
+        source: Tensor,
+        drop_audio: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """Velocity (B, T, K).
 
         x (B, T, K) noisy coefficients; time (B,); audio (B, T, width) from ``embed_audio``; head (B, T, 8) normalised

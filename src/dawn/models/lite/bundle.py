@@ -23,5 +23,3 @@ class Bundle(nn.Module):
         self.lfg = LatentFlowGenerator(config.lfg)
         self.motion = MotionSpace(config.motion)
         self.pbnet = PBNet(config.pbnet)
-
-

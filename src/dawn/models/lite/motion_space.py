@@ -70,7 +70,9 @@ class MotionSpace(nn.Module):
         held = {}
         self.basis.zero_()
         self.encoder.zero_()
-        for name, part, points in zip(("lower", "upper"), (self.lower, self.upper), split_landmarks(mean_face), strict=True):
+        for name, part, points in zip(
+            ("lower", "upper"), (self.lower, self.upper), split_landmarks(mean_face), strict=True
+        ):
             columns = torch.tensor(points)[:, None].mul(3).add(torch.arange(3)).flatten()
             data = changes[:, columns] * weight[columns]
             _, values, vectors = torch.linalg.svd(data.T @ data)
@@ -128,5 +130,3 @@ class MotionSpace(nn.Module):
     def lower_at_rest(self, shape: Tensor, closed: Tensor) -> Tensor:
         """Lower-face coefficients (K_lower) that bring ``shape`` (478, 3) to another shape, e.g. the closed mouth."""
         return self.encode(closed[None], shape)[0, self.lower]
-
-

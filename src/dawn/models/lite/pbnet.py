@@ -70,7 +70,9 @@ class PBNet(nn.Module):
     @property
     def reach_frames(self) -> int:
         """A frame's result depends on frames at most this far away."""
-        return self.config.layers * self.config.window_frames + smoothing_reach(max(self.config.latent_smoothing_frames))
+        return self.config.layers * self.config.window_frames + smoothing_reach(
+            max(self.config.latent_smoothing_frames)
+        )
 
     def encode(self, motion: Tensor, first: Tensor, audio: Tensor, valid: Tensor | None = None) -> Posterior:
         """motion (B, T, 8) changes; first (B, 8) absolute state of the first frame; audio (B, T, D)."""

@@ -160,7 +160,9 @@ def lid_flow(driving: Tensor, source: Tensor, grid: Tensor) -> Tensor:
         cells = (d + 1) * (size / 2)
         columns, rows = _window(cells, size // 16, size)
         x, y = (columns + 0.5) * (2 / size) - 1, (rows + 0.5) * (2 / size) - 1
-        squared = (x[:, None, None] - d[..., 0, None, None]).square() + (y[:, None, :, None] - d[..., 1, None, None]).square()
+        squared = (x[:, None, None] - d[..., 0, None, None]).square() + (
+            y[:, None, :, None] - d[..., 1, None, None]
+        ).square()
         weight = (-squared / (2 * (LID_SHARPNESS_CELLS * LID_CELL) ** 2)).softmax(1)
         shift = torch.einsum("bnhw,bnc->bhwc", weight, s - d)
         # Full strength at the lids, fading towards the rings around them.
@@ -170,7 +172,9 @@ def lid_flow(driving: Tensor, source: Tensor, grid: Tensor) -> Tensor:
         strength = (1.6 * strength - 0.06).clamp(0, 1).unsqueeze(-1)
         batch = torch.arange(grid.shape[0], device=grid.device)[:, None, None]
         window = (batch, rows[:, :, None], columns[:, None, :])
-        here = torch.stack((x[:, None].expand(-1, rows.shape[1], -1), y[:, :, None].expand(-1, -1, columns.shape[1])), -1)
+        here = torch.stack(
+            (x[:, None].expand(-1, rows.shape[1], -1), y[:, :, None].expand(-1, -1, columns.shape[1])), -1
+        )
         out[window] = torch.lerp(grid[window], here + shift, strength)
     return out
 

@@ -144,8 +144,9 @@ class TimeEmbedding(nn.Module):
 class Level(nn.Module):
     """Two residual blocks, spatial and temporal attention at one resolution, and the layer that leaves it (or None)."""
 
-    def __init__(self, config: UNetConfig, in_channels: int, channels: int,
-                 resample: nn.Conv2d | nn.ConvTranspose2d | None) -> None:  # fmt: skip
+    def __init__(
+        self, config: UNetConfig, in_channels: int, channels: int, resample: nn.Conv2d | nn.ConvTranspose2d | None
+    ) -> None:
         super().__init__()
         self.first = conditioned_block(config, in_channels, channels)
         self.second = conditioned_block(config, channels, channels)
@@ -196,8 +197,15 @@ class Head(nn.Module):
 def conditioned_block(config: UNetConfig, in_channels: int, out_channels: int) -> ResBlock:
     """Residual block that sees diffusion time, audio, pose and eyes."""
     sizes = {"audio": config.audio_size, "pose": config.pose_size, "eye": config.eye_size}
-    return ResBlock(in_channels, out_channels, config.norm_groups, 4 * config.width, sizes, config.cross_heads,
-                    config.cross_head_size)  # fmt: skip
+    return ResBlock(
+        in_channels,
+        out_channels,
+        config.norm_groups,
+        4 * config.width,
+        sizes,
+        config.cross_heads,
+        config.cross_head_size,
+    )
 
 
 class A2VUNet(nn.Module):
@@ -216,8 +224,12 @@ class A2VUNet(nn.Module):
         self.config = config
         width = config.width
         widths = [width * factor for factor in config.multipliers]
-        self.stem = nn.Conv2d(MOTION_CHANNELS + config.source_size + config.mask_size, width, config.stem_kernel,
-                              padding=config.stem_kernel // 2)  # fmt: skip
+        self.stem = nn.Conv2d(
+            MOTION_CHANNELS + config.source_size + config.mask_size,
+            width,
+            config.stem_kernel,
+            padding=config.stem_kernel // 2,
+        )
         self.stem_attention = TemporalAttention(width, config.heads, config.head_size)
         self.relative_bias = nn.Embedding(config.bias_buckets, config.heads)
         self.time_embedding = TimeEmbedding(width)
@@ -257,8 +269,13 @@ class A2VUNet(nn.Module):
             shares = [F.conv2d(*group, padding=self.stem.padding) for group in groups]
             stem = torch.stack(shares).sum(0) + bias[:, None, None]
             blocks = self._contexts(condition.flatten(0, 1).to(weight.dtype))
-            plan = time_plan(self.relative_bias.weight, condition.shape[1], config.window_frames, config.bias_max_distance,
-                             config.head_size)  # fmt: skip
+            plan = time_plan(
+                self.relative_bias.weight,
+                condition.shape[1],
+                config.window_frames,
+                config.bias_max_distance,
+                config.head_size,
+            )
         return Conditions(stem.permute(0, 2, 3, 1).contiguous(), blocks, plan)
 
     def nulled(self, conditions: Conditions) -> Conditions:
@@ -268,9 +285,16 @@ class A2VUNet(nn.Module):
         zero = conditions.stem.new_zeros((1, config.audio_size + config.pose_size + config.eye_size))
         with torch.autocast(zero.device.type, enabled=False):
             blocks = self._contexts(zero)
-        return conditions._replace(blocks=tuple(
-            one._replace(keys=one.keys.expand(frames, -1, -1), values=one.values.expand(frames, -1, -1),
-                         spread=one.spread.expand(frames, -1, -1)) for one in blocks))  # fmt: skip
+        return conditions._replace(
+            blocks=tuple(
+                one._replace(
+                    keys=one.keys.expand(frames, -1, -1),
+                    values=one.values.expand(frames, -1, -1),
+                    spread=one.spread.expand(frames, -1, -1),
+                )
+                for one in blocks
+            )
+        )
 
     def _contexts(self, condition: Tensor) -> tuple[GateContext, ...]:
         """condition: (F, D)."""

@@ -75,16 +75,18 @@ class Moments(NamedTuple):
         return Moments(mean, (deviation.square() if torch.is_grad_enabled() else deviation.square_()).sum(1))
 
 
-def norm_affine(norm: nn.GroupNorm, parts: list[Moments], cells: int, batch: int, modulation: Tensor | None) -> tuple[
-    Tensor, Tensor
-]:
+def norm_affine(
+    norm: nn.GroupNorm, parts: list[Moments], cells: int, batch: int, modulation: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Group norm over (C / groups, T, h, w) as a factor and a term, (F, 1, 1, C) each.
 
     parts: moments of all frames in order. cells: h w. modulation: (B, 2 C), a gain less one and an offset after the norm.
     The groups' variance comes from the frames' moments without cancellation (Chan, Golub and LeVeque 1983).
     """
-    mean, squares = (torch.cat(columns).unflatten(1, (norm.num_groups, -1)).unflatten(0, (batch, -1)) for columns in
-                     zip(*parts, strict=True))  # (B, T, groups, C / groups)  # fmt: skip
+    mean, squares = (
+        torch.cat(columns).unflatten(1, (norm.num_groups, -1)).unflatten(0, (batch, -1))
+        for columns in zip(*parts, strict=True)
+    )  # (B, T, groups, C / groups)
     centre = mean.mean((1, 3))
     variance = (squares / cells + (mean - centre[:, None, :, None]).square()).mean((1, 3))
     weight, bias = wide(norm.weight), wide(norm.bias)
@@ -176,10 +178,18 @@ def gate_context(gates: list[ConditionGate], conditions: list[Tensor]) -> GateCo
     spread = folded[0].spread.new_zeros((len(conditions[0]), count, rows, count, columns))
     for i, one in enumerate(folded):
         spread[:, i, :, i] = one.spread
-    query, keys, values, out = (torch.cat(parts, axis) for parts, axis in (
-        ([one.query for one in folded], 0), ([one.keys for one in folded], 1), ([one.values for one in folded], 1),
-        ([one.out for one in folded], 0)))  # fmt: skip
-    return GateContext(query, keys, values, spread.flatten(3).flatten(1, 2), out, torch.stack([one.base for one in folded]))
+    query, keys, values, out = (
+        torch.cat(parts, axis)
+        for parts, axis in (
+            ([one.query for one in folded], 0),
+            ([one.keys for one in folded], 1),
+            ([one.values for one in folded], 1),
+            ([one.out for one in folded], 0),
+        )
+    )
+    return GateContext(
+        query, keys, values, spread.flatten(3).flatten(1, 2), out, torch.stack([one.base for one in folded])
+    )
 
 
 def add_gated(y: Tensor, x: Tensor, context: GateContext, frames: slice) -> Tensor:
@@ -190,7 +200,9 @@ def add_gated(y: Tensor, x: Tensor, context: GateContext, frames: slice) -> Tens
     count = len(context.base)
     heads, size = context.out.shape[:2]
     query = pointwise(x, context.query)
-    one_head = torch.eye(heads, dtype=x.dtype, device=x.device).repeat_interleave(size, 1)  # sums over a head's dimensions
+    one_head = torch.eye(heads, dtype=x.dtype, device=x.device).repeat_interleave(
+        size, 1
+    )  # sums over a head's dimensions
     length = wide(pointwise(query * query, one_head))
     # Queries times keys, as the input times (query weights times keys): per frame instead of per pixel.
     keys = torch.bmm(context.keys[frames].transpose(0, 1), context.query.unflatten(0, (heads, size))).permute(1, 2, 0)
@@ -210,8 +222,16 @@ def add_gated(y: Tensor, x: Tensor, context: GateContext, frames: slice) -> Tens
 class ResBlock(nn.Module):
     """Convolution, group norm, SiLU, twice, and a shortcut; conditions and time enter after the first norm."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, time_size: int = 0,
-                 condition_sizes: dict[str, int] | None = None, heads: int = 8, head_size: int = 8) -> None:  # fmt: skip
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        time_size: int = 0,
+        condition_sizes: dict[str, int] | None = None,
+        heads: int = 8,
+        head_size: int = 8,
+    ) -> None:
         """time_size 0: no time. condition_sizes: per condition its size per frame; None: no conditions."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -220,18 +240,26 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, out_channels, NORM_EPS)
         self.shortcut = nn.Linear(in_channels, out_channels) if in_channels != out_channels else None
         self.time = nn.Linear(time_size, 2 * out_channels) if time_size else None
-        self.conditions = nn.ModuleDict({
-            name: ConditionGate(size, in_channels, out_channels, heads, head_size)
-            for name, size in (condition_sizes or {}).items()
-        })  # fmt: skip
+        self.conditions = nn.ModuleDict(
+            {
+                name: ConditionGate(size, in_channels, out_channels, heads, head_size)
+                for name, size in (condition_sizes or {}).items()
+            }
+        )
 
     def prepare(self, conditions: dict[str, Tensor]) -> GateContext:
         """What does not depend on the step. conditions: per name (F, size), after SiLU, float32."""
         gates = [gate for gate in self.conditions.values() if isinstance(gate, ConditionGate)]
         return gate_context(gates, [conditions[name] for name in self.conditions])
 
-    def forward(self, parts: tuple[Tensor, ...], batch: int, step: int, time: Tensor | None = None,
-                context: GateContext | None = None) -> Tensor:  # fmt: skip
+    def forward(
+        self,
+        parts: tuple[Tensor, ...],
+        batch: int,
+        step: int,
+        time: Tensor | None = None,
+        context: GateContext | None = None,
+    ) -> Tensor:
         """parts: inputs (F, h, w, C_i), concatenated. time: (B, time_size), after SiLU. -> (F, h, w, out)."""
         frames, height, width = parts[0].shape[:3]
         if step >= frames and len(parts) > 1:

@@ -46,13 +46,75 @@ ORIGIN = (0.0, 0.48, 0.85)
 the nose tip, inside of the head. The height follows from the neutral pose, the depth is an estimate."""
 
 MESH_OF_68 = (
-    127, 234, 93, 132, 58, 172, 150, 176, 152, 400, 379, 397, 288, 361, 323, 454, 356,
-    70, 63, 105, 66, 107, 336, 296, 334, 293, 300,
-    168, 197, 5, 4, 98, 97, 2, 326, 327,
-    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
-    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
-    78, 81, 13, 311, 308, 402, 14, 178,
-)  # fmt: skip
+    127,
+    234,
+    93,
+    132,
+    58,
+    172,
+    150,
+    176,
+    152,
+    400,
+    379,
+    397,
+    288,
+    361,
+    323,
+    454,
+    356,
+    70,
+    63,
+    105,
+    66,
+    107,
+    336,
+    296,
+    334,
+    293,
+    300,
+    168,
+    197,
+    5,
+    4,
+    98,
+    97,
+    2,
+    326,
+    327,
+    33,
+    160,
+    158,
+    133,
+    153,
+    144,
+    362,
+    385,
+    387,
+    263,
+    373,
+    380,
+    61,
+    39,
+    37,
+    0,
+    267,
+    269,
+    291,
+    405,
+    314,
+    17,
+    84,
+    181,
+    78,
+    81,
+    13,
+    311,
+    308,
+    402,
+    14,
+    178,
+)
 """Mesh point nearest to each of the 68 landmarks of the iBUG scheme: jaw 0-16 from the picture's left, brows 17-26, nose
 27-35, eyes 36-47, lips 48-67."""
 
@@ -121,7 +183,9 @@ def published_ear(landmarks: Tensor) -> Tensor:
         a, b = points_68(landmarks, pair).unbind(-2)
         return (a - b).norm(dim=-1)
 
-    ratios = [distance(lids) / distance(corners).clamp_min(1e-6) for lids, corners in (LEFT_EYE_POINTS, RIGHT_EYE_POINTS)]
+    ratios = [
+        distance(lids) / distance(corners).clamp_min(1e-6) for lids, corners in (LEFT_EYE_POINTS, RIGHT_EYE_POINTS)
+    ]
     return torch.stack(ratios, -1)
 
 
@@ -144,7 +208,9 @@ def resample_features(features: Tensor, frame_count: int) -> Tensor:
     Raises AudioError when there are no features or no frames to make.
     """
     if features.shape[0] < 1 or frame_count < 1:
-        raise AudioError(f"{features.shape[0]} feature vectors for {frame_count} frames: at least one of each is needed")
+        raise AudioError(
+            f"{features.shape[0]} feature vectors for {frame_count} frames: at least one of each is needed"
+        )
     place = torch.linspace(0, features.shape[0] - 1, frame_count, dtype=torch.float64, device=features.device)
     low = place.floor().long().clamp_max(features.shape[0] - 1)
     high = (low + 1).clamp_max(features.shape[0] - 1)

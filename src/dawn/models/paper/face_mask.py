@@ -31,7 +31,9 @@ def face_mask(boxes: Tensor, size_px: int, swapped_sides: bool = False) -> Tenso
     which shifts the box when the picture is not square. Raises ConfigError for boxes of another form.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 6:
-        raise ConfigError(f"boxes have shape {tuple(boxes.shape)}: give (B, 6), x_min, x_max, y_min, y_max, height, width")
+        raise ConfigError(
+            f"boxes have shape {tuple(boxes.shape)}: give (B, 6), x_min, x_max, y_min, y_max, height, width"
+        )
     x_min, x_max, y_min, y_max, height, width = boxes.double().unbind(1)
     if swapped_sides:
         height, width = width, height

@@ -80,7 +80,9 @@ class FlowPredictor(nn.Module):
         self.mask_head = nn.Conv2d(channels, regions, HEAD_KERNEL, padding=HEAD_KERNEL // 2)
         self.occlusion_head = nn.Conv2d(channels, 1, HEAD_KERNEL, padding=HEAD_KERNEL // 2)
 
-    def clues(self, image: Tensor, motions: Tensor, driving: LearnedRegions, source: LearnedRegions) -> tuple[Tensor, Tensor]:
+    def clues(
+        self, image: Tensor, motions: Tensor, driving: LearnedRegions, source: LearnedRegions
+    ) -> tuple[Tensor, Tensor]:
         """What the choice is made from: heat (B, K+1, 1, S, S), and the small source moved each way (B, K+1, 3, S, S).
 
         Heat is the driving regions' minus the source's; the background, which is everywhere, has none.

@@ -163,7 +163,9 @@ def region_heat(regions: LearnedRegions, height: int, width: int) -> Tensor:
     return (-0.5 * distance).exp()
 
 
-def sparse_motions(driving: LearnedRegions, source: LearnedRegions, background: Tensor, height: int, width: int) -> Tensor:
+def sparse_motions(
+    driving: LearnedRegions, source: LearnedRegions, background: Tensor, height: int, width: int
+) -> Tensor:
     """Where every cell would come from if it moved with the background or with a region: (B, K + 1, height, width, 2).
 
     background (B, 2, 3) comes first. A region's map is turned by 180 degrees if it would mirror the x axis: its two

@@ -8,18 +8,32 @@ from torch import Tensor
 
 PREFIX = "denoise_fn."
 LEVELS = 4
-SCHEDULE = frozenset({
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-})  # fmt: skip
+SCHEDULE = frozenset(
+    {
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+    }
+)
 """Buffers of the diffusion wrapper; ``diffusion.schedule`` computes them."""
 ROTARY = ".rotary_emb.freqs"
 """Constants of every temporal attention; the network computes them."""
 UNUSED = tuple(f"{PREFIX}{head}.0.cross_attn_" for head in ("final_conv", "occlusion_map"))
 """The heads own cross-attentions that the published forward pass never calls."""
-CONDITIONS = {"audio": ("audio_mlp", "cross_attn_aud"), "pose": ("pose_mlp", "cross_attn_pose"),
-              "eye": ("eye_mlp", "cross_attn_eye")}  # fmt: skip
+CONDITIONS = {
+    "audio": ("audio_mlp", "cross_attn_aud"),
+    "pose": ("pose_mlp", "cross_attn_pose"),
+    "eye": ("eye_mlp", "cross_attn_eye"),
+}
 
 Pair = tuple[str, str]
 """(our name, published name)."""

@@ -84,8 +84,10 @@ def convert(folder: Path, out: Path, size_px: int | None = None, name: str | Non
         raise OutputError(f"{out}: exists and is no preset, so it is not replaced; choose another folder")
     found = find_files(folder, size_px)
     size = 256 if found.dawn.name.startswith("DAWN_256") else 128
-    configs = {part: pbnet_config(path, outputs) for part, path, outputs in
-               (("pose", found.pose, 6), ("blink", found.blink, 2))}  # fmt: skip
+    configs = {
+        part: pbnet_config(path, outputs)
+        for part, path, outputs in (("pose", found.pose, 6), ("blink", found.blink, 2))
+    }
     config = PaperPresetConfig(
         name=name or f"paper-{size}",
         lfg=PaperLFGConfig(image_size_px=size),
@@ -112,7 +114,9 @@ def read_part(part: str, path: Path, config: PublishedPBNetConfig | None = None)
     """One published file under our names, float32. part: ``lfg``, ``unet``, ``pose`` or ``blink``. Raises CheckpointError."""
     content = read_pickle(path)
     if part == "lfg":
-        sections = {section: _tensors(content.get(section), path, f"the section {section!r}") for section in LFG_SECTIONS}
+        sections = {
+            section: _tensors(content.get(section), path, f"the section {section!r}") for section in LFG_SECTIONS
+        }
         return _renamed(path, lambda: lfg_keys.from_official(sections))
     if part == "unet":
         state = _tensors(content.get("diffusion"), path, "the entry 'diffusion'")
@@ -126,7 +130,9 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: not there; {DOWNLOAD}")
     if path.stat().st_size > MAX_WEIGHT_BYTES:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is more than {MAX_WEIGHT_BYTES}; not a published file")
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes is more than {MAX_WEIGHT_BYTES}; not a published file"
+        )
     content = load_pickle(path, str(path), DOWNLOAD)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__} instead of named weights; {DOWNLOAD}")

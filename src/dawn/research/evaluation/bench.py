@@ -98,16 +98,27 @@ def read_clip(path: Path, size_px: int | None, mean_face: Tensor) -> EvalClip:
         person = _person(file, path)
         frames, landmarks, samples = (file.get_tensor(key) for key in ("frames", "landmarks", "samples"))
     if len(frames) < MIN_FRAMES or len(frames) != len(landmarks):
-        raise InputError(f"{path}: {len(frames)} frames, {len(landmarks)} landmarks; {MIN_FRAMES} or more of both are needed")
+        raise InputError(
+            f"{path}: {len(frames)} frames, {len(landmarks)} landmarks; {MIN_FRAMES} or more of both are needed"
+        )
     sound = samples.astype(np.float32) / 32768
     return clip_of(path.stem, person, frames, landmarks, sound, size_px or frames.shape[1], mean_face)
 
 
-def clip_of(name: str, person: str, frames: ImageArray, landmarks: FloatArray, samples: FloatArray, size_px: int,
-            mean_face: Tensor) -> EvalClip:  # fmt: skip
+def clip_of(
+    name: str,
+    person: str,
+    frames: ImageArray,
+    landmarks: FloatArray,
+    samples: FloatArray,
+    size_px: int,
+    mean_face: Tensor,
+) -> EvalClip:
     """Frames of any size with their landmarks and sound as an ``EvalClip`` of ``size_px``."""
     shown = scaled(frames, size_px)
-    return EvalClip(name, person, shown, landmarks, samples, face_of(shown[0], landmarks[0], mean_face), frames.shape[1])
+    return EvalClip(
+        name, person, shown, landmarks, samples, face_of(shown[0], landmarks[0], mean_face), frames.shape[1]
+    )
 
 
 def face_of(crop: ImageArray, landmarks: FloatArray, mean_face: Tensor) -> Face:
@@ -217,8 +228,13 @@ def pick_portraits(clips: Sequence[EvalClip], count: int) -> list[EvalClip]:
     return [clips[index] for _, index in sorted(turn)[:count]]
 
 
-def row(value: SupportsFloat, control: SupportsFloat | None = None, interval: tuple[float, float] | None = None,
-        real: SupportsFloat | None = None, unit: str = "") -> dict[str, object]:  # fmt: skip
+def row(
+    value: SupportsFloat,
+    control: SupportsFloat | None = None,
+    interval: tuple[float, float] | None = None,
+    real: SupportsFloat | None = None,
+    unit: str = "",
+) -> dict[str, object]:
     """One figure. control: that of doing nothing, or of the wrong sound; real: of the true frames."""
     out: dict[str, object] = {"value": float(value), "unit": unit}
     for key, number in (("control", control), ("real", real)):

@@ -57,7 +57,9 @@ class Truth:
     @cached_property
     def features(self) -> Float64Array:
         """SFace features of every third frame from the second on."""
-        return identity.embed(self.tools.sface, self.clip.frames[1::IDENTITY_STRIDE], self.clip.landmarks[1::IDENTITY_STRIDE])
+        return identity.embed(
+            self.tools.sface, self.clip.frames[1::IDENTITY_STRIDE], self.clip.landmarks[1::IDENTITY_STRIDE]
+        )
 
     @cached_property
     def source_features(self) -> Float64Array:
@@ -248,7 +250,9 @@ MEASURES = (
     Measure("picture", "finest detail, whole picture", "detail", unit="of real", better="near 1"),
     Measure("picture", "SFace cosine to truth", "truth cosine"),
     Measure("picture", "SFace cosine to source", "source cosine"),
-    Measure("picture", "SFace Fréchet distance", "frechet", identity.frechet_distance, better="lower", rounds=FRECHET_ROUNDS),
+    Measure(
+        "picture", "SFace Fréchet distance", "frechet", identity.frechet_distance, better="lower", rounds=FRECHET_ROUNDS
+    ),
     Measure("picture", "face found again", "found", unit="of frames"),
     Measure("lips", "aperture correlation", "aperture lags", _lag_correlation),
     Measure("lips", "aperture correlation, lag 0", "aperture", lips.correlation),
@@ -278,5 +282,3 @@ MEASURES = (
     Measure("cost", "decoding", "decoding", _milliseconds, "ms per frame", "lower"),
     Measure("cost", "all three", "all three", _milliseconds, "ms per frame", "lower"),
 )
-
-

@@ -37,11 +37,14 @@ def _files(folder: Path) -> dict[str, Path]:
     if clips:
         return {path.stem: path for path in clips}
     # Named as `dawn prepare` names its clips, so that clips of one side meet videos of the other.
-    return {path.relative_to(folder).with_suffix("").as_posix().replace("/", "__"): path for path in find_videos(folder)}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix().replace("/", "__"): path for path in find_videos(folder)
+    }
 
 
-def read_pair(name: str, made: Path, real: Path, size_px: int | None, tracker: FaceTracker,
-              mean_face: Tensor) -> tuple[EvalClip, EvalClip]:  # fmt: skip
+def read_pair(
+    name: str, made: Path, real: Path, size_px: int | None, tracker: FaceTracker, mean_face: Tensor
+) -> tuple[EvalClip, EvalClip]:
     """Generated and true clip at the generated one's size, equally long. Videos are tracked and cropped like prepared ones.
 
     size_px: what the generated frames must be, or None. Raises InputError.
@@ -72,5 +75,6 @@ def _read(path: Path, size_px: int | None, tracker: FaceTracker, mean_face: Tens
 
 
 def _cut(clip: EvalClip, frames: int) -> EvalClip:
-    return EvalClip(clip.name, clip.person, clip.frames[:frames], clip.landmarks[:frames], clip.samples, clip.face,
-                    clip.stored_px)  # fmt: skip
+    return EvalClip(
+        clip.name, clip.person, clip.frames[:frames], clip.landmarks[:frames], clip.samples, clip.face, clip.stored_px
+    )

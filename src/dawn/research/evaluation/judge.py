@@ -98,7 +98,9 @@ def _shift_rows(clips: Sequence[Embedded], shift_frames: int, milliseconds: int)
     found = score_of(pooled([lag_distances(*clip) for clip in moved]))
     return {
         f"sound {milliseconds:+d} ms: right": row(right, unit="of clips"),
-        f"sound {milliseconds:+d} ms: offset, pooled": row(found.offset_frames, shift_frames, unit="frames (control: true)"),
+        f"sound {milliseconds:+d} ms: offset, pooled": row(
+            found.offset_frames, shift_frames, unit="frames (control: true)"
+        ),
     }
 
 
@@ -111,8 +113,9 @@ def _same_person(people: Sequence[str]) -> list[int]:
     return out
 
 
-def _mismatch_rows(name: str, clips: Sequence[Embedded], own: Sequence[LagDistances],
-                   pairs: Sequence[tuple[int, int]]) -> dict[str, dict[str, Any]]:  # fmt: skip
+def _mismatch_rows(
+    name: str, clips: Sequence[Embedded], own: Sequence[LagDistances], pairs: Sequence[tuple[int, int]]
+) -> dict[str, dict[str, Any]]:
     """Every clip with another clip's sound, cut to the shorter of both."""
     wrong, at_zero = [], []
     for index, other in pairs:

@@ -72,7 +72,9 @@ def long_figures(bench: Bench, tools: Tools, takes: int = 1) -> dict[str, Any]:
     "interval"}}}, as ``compare`` makes them of all takes.
     """
     portraits = pick_portraits([bench.clips[index] for index in bench.voiced], LONG_PORTRAITS)
-    portraits = [clip for index, clip in enumerate(portraits) if clip.person not in {c.person for c in portraits[:index]}]
+    portraits = [
+        clip for index, clip in enumerate(portraits) if clip.person not in {c.person for c in portraits[:index]}
+    ]
     sound = long_sound(joined_sound(bench.clips, LONG_S * SPEECH_RATE_HZ))
     pairs = []
     for seed, clip in enumerate(portraits * takes):
@@ -84,7 +86,13 @@ def long_figures(bench: Bench, tools: Tools, takes: int = 1) -> dict[str, Any]:
         pairs.append(tuple(own_figures(shown, source, where, tools) for shown in (first, last)))
         bench.progress(f"{bench.name}: {LONG_S} s", seed + 1, len(portraits) * takes)
     rows = {name: {"unit": unit, **compare([(a[name], b[name]) for a, b in pairs])} for name, unit in UNITS.items()}
-    return {"seconds": LONG_S, "window_seconds": WINDOW_S, "portraits": len(portraits), "takes": len(pairs), "rows": rows}
+    return {
+        "seconds": LONG_S,
+        "window_seconds": WINDOW_S,
+        "portraits": len(portraits),
+        "takes": len(pairs),
+        "rows": rows,
+    }
 
 
 def compare(pairs: list[tuple[float, float]]) -> dict[str, Any]:

@@ -51,8 +51,16 @@ Columns = dict[str, list[Record]]
 Rows = dict[str, dict[str, dict[str, Any]]]
 
 
-def put(rows: Rows, group: str, name: str, column: str, value: float | None, interval: Sequence[float] | None = None,
-        unit: str = "", better: str = "") -> None:  # fmt: skip
+def put(
+    rows: Rows,
+    group: str,
+    name: str,
+    column: str,
+    value: float | None,
+    interval: Sequence[float] | None = None,
+    unit: str = "",
+    better: str = "",
+) -> None:
     """Add one cell to a row, which is made if it is not there. None adds nothing."""
     if value is None:
         return

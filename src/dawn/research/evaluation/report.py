@@ -39,7 +39,13 @@ from dawn.research.evaluation.spoken import (
 from dawn.research.evaluation.table import table
 
 TRUE_POSE, SHUFFLED, LANDMARKS, STILL, REAL, GENERATED = (
-    "true pose", "shuffled", "landmarks", "first frame", "real", "generated")  # fmt: skip
+    "true pose",
+    "shuffled",
+    "landmarks",
+    "first frame",
+    "real",
+    "generated",
+)
 LEGEND = {
     TRUE_POSE: "lips and face from sound, head pose and blinks of the true clip: comparable with the truth point by point",
     SHUFFLED: "the preset with another clip's sound; lips and sync are compared with the clip's own",
@@ -55,9 +61,19 @@ def _quiet(stage: str, done: int, total: int) -> None:
     pass
 
 
-def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, progress: Progress | None = None, *,
-                    also: Sequence[str | Path] = (), limit: int | None = None, size_px: int | None = None, takes: int = 1,
-                    judge: Path | None = None, community: Path | None = None) -> dict[str, Any]:  # fmt: skip
+def evaluate_preset(
+    preset: str | Path,
+    clips: Path,
+    sface: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    also: Sequence[str | Path] = (),
+    limit: int | None = None,
+    size_px: int | None = None,
+    takes: int = 1,
+    judge: Path | None = None,
+    community: Path | None = None,
+) -> dict[str, Any]:
     """Measure a preset on a folder of prepared clips (``dawn prepare``), with its controls, and further presets beside it.
 
     sface, judge: weights of the identity measures and of the sync judge, by default where ``tools/fetch_models.py`` puts
@@ -99,9 +115,16 @@ def evaluate_preset(preset: str | Path, clips: Path, sface: Path | None = None, 
     return {**head, "columns": _described(columns), "notes": notes, "rows": rows, "long": long}
 
 
-def evaluate_folders(made: Path, real: Path, sface: Path | None = None, progress: Progress | None = None, *,
-                     limit: int | None = None, judge: Path | None = None,
-                     community: Path | None = None) -> dict[str, Any]:  # fmt: skip
+def evaluate_folders(
+    made: Path,
+    real: Path,
+    sface: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    limit: int | None = None,
+    judge: Path | None = None,
+    community: Path | None = None,
+) -> dict[str, Any]:
     """Measure finished videos or prepared clips against true ones of the same names. Returns as ``evaluate_preset``, without
     cost and long. limit: only the first so many pairs. Raises ConfigError, CheckpointError, InputError.
     """
@@ -126,7 +149,9 @@ def evaluate_folders(made: Path, real: Path, sface: Path | None = None, progress
         columns[STILL].append(_still_record(truth))
         columns[REAL].append(_real_record(truth))
         report("measure", index + 1, len(pairs))
-    notes.append("videos are cropped each by its own face: compare pictures point by point only if both were cropped alike")
+    notes.append(
+        "videos are cropped each by its own face: compare pictures point by point only if both were cropped alike"
+    )
     head = _head(str(made), clips, start)
     described = _described(columns) | {REAL: "the true frames themselves"}
     rows = table(columns)
@@ -194,8 +219,14 @@ def _load_presets(presets: Sequence[str | Path]) -> dict[str, Bundle]:
     return bundles
 
 
-def _benches(bundles: dict[str, Bundle], tracker: FaceTracker, clips: Path, limit: int | None, size_px: int | None,
-             progress: Progress) -> Iterator[Bench]:  # fmt: skip
+def _benches(
+    bundles: dict[str, Bundle],
+    tracker: FaceTracker,
+    clips: Path,
+    limit: int | None,
+    size_px: int | None,
+    progress: Progress,
+) -> Iterator[Bench]:
     """One bench a preset; presets of one size and mean face share their clips."""
     read: list[tuple[int, Tensor, list[EvalClip]]] = []
     for name, bundle in bundles.items():
@@ -246,15 +277,20 @@ def _heard(parts: Sequence[str], clip: EvalClip) -> tuple[str, ...]:
 
 def _still_record(truth: Truth) -> Record:
     frames, again = truth.clip.frames, truth.again
-    shown = Shown(np.repeat(frames[:1], len(frames), 0), np.repeat(again.landmarks[:1], len(frames), 0),
-                  np.repeat(again.found[:1], len(frames)))  # fmt: skip
+    shown = Shown(
+        np.repeat(frames[:1], len(frames), 0),
+        np.repeat(again.landmarks[:1], len(frames), 0),
+        np.repeat(again.found[:1], len(frames)),
+    )
     record = measured(shown, truth, _heard(("likeness", "identity", "lips", "place", "sync", "community"), truth.clip))
     # A signal that never moves has no lag.
     return {key: value for key, value in record.items() if not key.endswith("lags")}
 
 
 def _real_record(truth: Truth) -> Record:
-    return measured(truth.again, truth, _heard(("identity", "lips", "place", "sync", "motion", "community"), truth.clip))
+    return measured(
+        truth.again, truth, _heard(("identity", "lips", "place", "sync", "motion", "community"), truth.clip)
+    )
 
 
 def _speech_columns(bench: Bench, truths: Sequence[Truth], true_pose: str) -> Columns:
@@ -280,7 +316,9 @@ def _main_columns(bench: Bench, truths: Sequence[Truth]) -> Columns:
         clip = bench.clips[index]
         sound = bench.clips[bench.voiced[others[position]]].samples
         shown = speak(bench, clip, sound, len(clip), seed=position).shown
-        columns[SHUFFLED].append(measured(shown, truths[index], ("lips", "sync", "motion", "against real", "community")))
+        columns[SHUFFLED].append(
+            measured(shown, truths[index], ("lips", "sync", "motion", "against real", "community"))
+        )
         bench.progress("another clip's sound", position + 1, len(bench.voiced))
     for index, (clip, truth) in enumerate(zip(bench.clips, truths, strict=True)):
         shown = bench.show(clip, torch.from_numpy(clip.landmarks))

@@ -54,8 +54,9 @@ def exchanged(people: Sequence[str]) -> list[int]:
     return out
 
 
-def make_motion(bundle: Bundle, face: Face, samples: FloatArray, frames: int, seed: int,
-                watch: Stopwatch | None = None) -> Motion:  # fmt: skip
+def make_motion(
+    bundle: Bundle, face: Face, samples: FloatArray, frames: int, seed: int, watch: Stopwatch | None = None
+) -> Motion:
     """Sound → motion with the preset's own settings."""
     watch = watch or Stopwatch()
     sound = torch.from_numpy(samples)
@@ -101,8 +102,16 @@ def motion_in_true_pose(bundle: Bundle, clip: EvalClip, seed: int) -> InTruePose
     head = torch.cat((turn / space.pose_scale, blink / EAR_UNIT), -1)
     sound = torch.from_numpy(clip.samples)
     generator = torch.Generator().manual_seed(seed)
-    expression = generate_expression(bundle.a2v, bundle.audio.encode(sound, frames), head, space.describe_source(own_shape),
-                                     sampler.steps, sampler.guidance, sampler.temperature, generator)  # fmt: skip
+    expression = generate_expression(
+        bundle.a2v,
+        bundle.audio.encode(sound, frames),
+        head,
+        space.describe_source(own_shape),
+        sampler.steps,
+        sampler.guidance,
+        sampler.temperature,
+        generator,
+    )
     expression = shape_lips(bundle, expression, own_shape, quiet_share(sound, frames), sampler.steps, sampler.guidance)
     return InTruePose(turn, expression, space.encode(shape, own_shape))
 
@@ -150,8 +159,10 @@ def life_figures(bench: Bench) -> dict[str, tuple[float, Interval]]:
         values = {
             "shown": motion.blink_count(eye_aspect_ratio(shape).mean(-1).numpy()) / LIFE_S,
             "meant": motion.blink_count((made.blink + face.blink).mean(-1)) / LIFE_S,
-            "yaw": yaw, "pitch": pitch, "roll": roll,
-        }  # fmt: skip
+            "yaw": yaw,
+            "pitch": pitch,
+            "roll": roll,
+        }
         for key, value in values.items():
             figures.setdefault(key, []).append(float(value))
         bench.progress(f"{bench.name}: a minute of motion", seed + 1, LIFE_SEEDS)

@@ -41,7 +41,11 @@ TRAINABLE: dict[str, tuple[type[TrainConfig], type[BaseModel]]] = {
     "sync": (SyncTrainConfig, SyncJudgeConfig),
     **PAPER_TRAINABLE,
 }
-PICTURE_RECIPES: dict[str, Any] = {"lfg": LFGRecipe, "detail": DetailRecipe, "fine": partial(DetailRecipe, stage="fine")}
+PICTURE_RECIPES: dict[str, Any] = {
+    "lfg": LFGRecipe,
+    "detail": DetailRecipe,
+    "fine": partial(DetailRecipe, stage="fine"),
+}
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -67,8 +71,15 @@ def _value(text: str) -> Any:
     return text
 
 
-def run_training(part: str, data: Path, out: Path, validation: Path | None = None, audio: Path | None = None,
-                 overrides: dict[str, str] | None = None, report: Report | None = None) -> int:  # fmt: skip
+def run_training(
+    part: str,
+    data: Path,
+    out: Path,
+    validation: Path | None = None,
+    audio: Path | None = None,
+    overrides: dict[str, str] | None = None,
+    report: Report | None = None,
+) -> int:
     """Train one part (one of ``TRAINABLE``) on prepared clips; returns the step reached. Run again to resume.
 
     audio: weights of the audio encoder (``audio.safetensors`` of a preset), needed for a2v and pbnet.
@@ -91,8 +102,9 @@ def run_training(part: str, data: Path, out: Path, validation: Path | None = Non
     clips = ClipStore(data)
     motion = fit_motion_space(clips, out)
     variants = int(getattr(config, "variants", 4))
-    material = MotionStore(clips, load_mean_face(), encoder, out.parent / "audio_cache" / data.name, variants,
-                           need_sound=part == "a2v")  # fmt: skip
+    material = MotionStore(
+        clips, load_mean_face(), encoder, out.parent / "audio_cache" / data.name, variants, need_sound=part == "a2v"
+    )
     judge = None
     if validation is not None and part == "a2v":
         cache = out.parent / "audio_cache" / f"validation_{validation.name}"
@@ -119,8 +131,14 @@ def fit_motion_space(clips: ClipStore, out: Path) -> MotionSpace:
     return motion
 
 
-def pack(name: str, parts: Mapping[str, Path | Sequence[Path]], out: Path, sampler: dict[str, Any] | None = None,
-         shares: str | None = None, shown_size_px: int | None = None) -> None:  # fmt: skip
+def pack(
+    name: str,
+    parts: Mapping[str, Path | Sequence[Path]],
+    out: Path,
+    sampler: dict[str, Any] | None = None,
+    shares: str | None = None,
+    shown_size_px: int | None = None,
+) -> None:
     """Make a preset of trained parts: fp16 weights, configuration, checksums.
 
     parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only). Of several
@@ -133,7 +151,12 @@ def pack(name: str, parts: Mapping[str, Path | Sequence[Path]], out: Path, sampl
     missing = sorted(set(PARTS) - parts.keys())
     other = _partner(out, shares, missing)
     values = other.model_dump() if other else {}
-    kinds: dict[str, type[BaseModel]] = {"lfg": LFGConfig, "a2v": A2VConfig, "pbnet": PBNetConfig, "motion": MotionSpaceConfig}
+    kinds: dict[str, type[BaseModel]] = {
+        "lfg": LFGConfig,
+        "a2v": A2VConfig,
+        "pbnet": PBNetConfig,
+        "motion": MotionSpaceConfig,
+    }
     folders = {part: [given] if isinstance(given, Path) else list(given) for part, given in parts.items()}
     values |= {part: _common_config(folders[part], part, kind) for part, kind in kinds.items() if part in parts}
     values |= {"name": name, "shares": shares, "shown_size_px": shown_size_px, "sha256": {}}
@@ -154,7 +177,9 @@ def _common_config(folders: Sequence[Path], part: str, kind: type[BaseModel]) ->
     first, *others = (read_config(folder / f"{part}.json", kind) for folder in folders)
     for folder, other in zip(folders[1:], others, strict=True):
         if other != first:
-            raise ConfigError(f"{folder}/{part}.json differs from that in {folders[0]}: only runs of one network have a mean")
+            raise ConfigError(
+                f"{folder}/{part}.json differs from that in {folders[0]}: only runs of one network have a mean"
+            )
     return first
 
 
@@ -165,10 +190,12 @@ def _load_mean(folders: Sequence[Path], part: str, network: nn.Module) -> None:
         load_part(folder, part, network)
         states.append({key: value.clone() for key, value in network.state_dict().items()})
     if len(states) > 1:
-        network.load_state_dict({
-            key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
-            for key, value in states[0].items()
-        })  # fmt: skip
+        network.load_state_dict(
+            {
+                key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+                for key, value in states[0].items()
+            }
+        )
 
 
 def _partner(out: Path, shares: str | None, missing: list[str]) -> PresetConfig | None:
@@ -186,4 +213,3 @@ def _partner(out: Path, shares: str | None, missing: list[str]) -> PresetConfig 
         if not path.is_file() or file_sha256(path) != other.sha256.get(part):
             raise CheckpointError(f"{path}: missing or damaged; share with a preset that has this part itself")
     return other
-

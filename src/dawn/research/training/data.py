@@ -182,8 +182,14 @@ class PairBatch:
     landmarks: Tensor
 
 
-def pair_batch(store: ClipStore, count: int, size: int, permutation: Tensor, generator: torch.Generator,
-               pick: PickPair | None = None) -> PairBatch:  # fmt: skip
+def pair_batch(
+    store: ClipStore,
+    count: int,
+    size: int,
+    permutation: Tensor,
+    generator: torch.Generator,
+    pick: PickPair | None = None,
+) -> PairBatch:
     """Random pairs of frames of one clip, changed alike. pick: (source, driving) of a clip; ``pick_varied_pair`` if None."""
     pick = pick or pick_varied_pair
     images, landmarks = [], []

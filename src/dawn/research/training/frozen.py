@@ -27,7 +27,9 @@ def load_generator(network: LatentFlowGenerator, path: Path, stage: str) -> Late
     added = {key: own[key] for key in own if key.startswith(("detail.", "fine.")) and key not in tensors}
     wrong = sorted(own.keys() ^ (tensors.keys() | added.keys()))
     if wrong:
-        raise CheckpointError(f"{path}: not a generator of this configuration ({wrong[0]} and {len(wrong) - 1} more differ)")
+        raise CheckpointError(
+            f"{path}: not a generator of this configuration ({wrong[0]} and {len(wrong) - 1} more differ)"
+        )
     load_into(network, added | tensors, str(path))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(f"{stage}."))

@@ -68,7 +68,9 @@ class Recipe(ABC):
         """Draw one batch."""
 
     @abstractmethod
-    def losses(self, networks: dict[str, nn.Module], batch: Any, step: int) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+    def losses(
+        self, networks: dict[str, nn.Module], batch: Any, step: int
+    ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         """(network to update, its loss, figures to log) in the order of the updates.
 
         The loop back-propagates each loss as it is drawn from the list and then steps that network's optimiser only.
@@ -160,7 +162,9 @@ class _Run:
             self.step = int(state["step"])
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self.state_path}: cannot resume ({reason}); use another --out or remove it") from error
+            raise CheckpointError(
+                f"{self.state_path}: cannot resume ({reason}); use another --out or remove it"
+            ) from error
         log.info("resumed at step %d", self.step)
 
     @torch.no_grad()
@@ -199,8 +203,9 @@ class _Run:
         return figures
 
 
-def train(recipe: Recipe, config: TrainConfig, out: Path,
-          progress: Callable[[int, dict[str, float]], None] | None = None) -> int:  # fmt: skip
+def train(
+    recipe: Recipe, config: TrainConfig, out: Path, progress: Callable[[int, dict[str, float]], None] | None = None
+) -> int:
     """Train until ``config.steps`` or ``config.max_minutes``; returns the step reached. Run again to resume.
 
     Raises CheckpointError if the folder's state is damaged or belongs to another configuration.

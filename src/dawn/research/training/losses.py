@@ -70,11 +70,14 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         sn = nn.utils.parametrizations.spectral_norm
         self.layers = nn.Sequential(
-            sn(nn.Conv2d(3 + guides, width, 4, 2, 1)), nn.LeakyReLU(0.2),
-            sn(nn.Conv2d(width, 2 * width, 4, 2, 1)), nn.LeakyReLU(0.2),
-            sn(nn.Conv2d(2 * width, 4 * width, 4, 2, 1)), nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(3 + guides, width, 4, 2, 1)),
+            nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(width, 2 * width, 4, 2, 1)),
+            nn.LeakyReLU(0.2),
+            sn(nn.Conv2d(2 * width, 4 * width, 4, 2, 1)),
+            nn.LeakyReLU(0.2),
             sn(nn.Conv2d(4 * width, 1, 3, 1, 1)),
-        )  # fmt: skip
+        )
 
     def forward(self, image: Tensor, contours: Tensor) -> Tensor:
         return self.layers(torch.cat((image * 2 - 1, resize(contours, image.shape[2], image.shape[3])), 1))
@@ -86,7 +89,12 @@ class WindowDiscriminator(nn.Module):
     def __init__(self, in_channels: int, width: int = 48) -> None:
         super().__init__()
         sn = nn.utils.parametrizations.spectral_norm
-        sizes = ((in_channels, width, 4, 2), (width, 2 * width, 4, 2), (2 * width, 3 * width, 3, 1), (3 * width, 1, 3, 1))
+        sizes = (
+            (in_channels, width, 4, 2),
+            (width, 2 * width, 4, 2),
+            (2 * width, 3 * width, 3, 1),
+            (3 * width, 1, 3, 1),
+        )
         self.layers = nn.ModuleList(sn(nn.Conv2d(i, o, kernel, stride, 1)) for i, o, kernel, stride in sizes)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -113,8 +113,15 @@ def silence_features(encoder: AudioEncoder, generator: torch.Generator) -> Tenso
 class MotionStore:
     """All clips as sequences with several variants of audio features, cached in ``cache``."""
 
-    def __init__(self, store: ClipStore, mean_face: Tensor, encoder: AudioEncoder, cache: Path, variants: int,
-                 need_sound: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        store: ClipStore,
+        mean_face: Tensor,
+        encoder: AudioEncoder,
+        cache: Path,
+        variants: int,
+        need_sound: bool = True,
+    ) -> None:
         """variants: number of differently disturbed hearings; 0 = undisturbed only (validation)."""
         keep = [i for i, clip in enumerate(store.clips) if has_sound(clip) or not need_sound]
         self.sequences = [sequence_of(store.clips[i], mean_face) for i in keep]

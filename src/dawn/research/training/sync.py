@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from dawn.checkpoint import load_mean_face, save_part
 from dawn.config import SyncJudgeConfig
 from dawn.errors import ConfigError, InputError
-from dawn.models.judges.sync import MAX_LAG_FRAMES, MIN_CLIP_FRAMES, MOUTH_SIDE, SOUND_MARGIN_FRAMES, SyncJudge, mouth_crops
+from dawn.models.judges.sync import (
+    MAX_LAG_FRAMES,
+    MIN_CLIP_FRAMES,
+    MOUTH_SIDE,
+    SOUND_MARGIN_FRAMES,
+    SyncJudge,
+    mouth_crops,
+)
 from dawn.research.training.data import Clip, ClipStore, GeometricChange
 from dawn.research.training.loop import Recipe, TrainConfig
 from dawn.research.training.motion_data import clip_audio, disturb, has_sound
@@ -82,7 +89,9 @@ class MouthStore:
 
     def __init__(self, store: ClipStore, cache: Path, size_px: int, frames: int, left_out: tuple[str, ...]) -> None:
         """frames: shorter clips are left out, as are silent ones. Raises InputError if none is left."""
-        fits = [not clip.path.name.startswith(left_out) and has_sound(clip) and len(clip) >= frames for clip in store.clips]
+        fits = [
+            not clip.path.name.startswith(left_out) and has_sound(clip) and len(clip) >= frames for clip in store.clips
+        ]
         self.clips = [clip for clip, use in zip(store.clips, fits, strict=True) if use]
         if not self.clips:
             raise InputError(f"no clip of {len(store)} has sound and {frames} frames: prepare others")
@@ -128,7 +137,9 @@ def looked_at(mouths: Tensor, size_px: int, generator: torch.Generator | None) -
     """
     count, frames = mouths.shape[:2]
     if generator is None:
-        grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, size_px, size_px], align_corners=False).expand(count, -1, -1, -1)
+        grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, size_px, size_px], align_corners=False).expand(
+            count, -1, -1, -1
+        )
         tremble = torch.zeros(count, frames, 1, 1, 2)
     else:
         grid = GeometricChange(count, generator, 0.7).grid(size_px)
@@ -157,7 +168,9 @@ def _other_camera(seen: Tensor, generator: torch.Generator) -> Tensor:
     offset = 0.08 * torch.randn(count, 1, 1, 1, generator=generator)
     middle = seen.mean((1, 2, 3), keepdim=True)
     seen = ((seen - middle) * gain + middle + offset).clamp(1e-4, 1).pow(gamma)
-    noise = torch.randn(seen.shape, generator=generator) * _uniform(-0.02, 0.03, (count, 1, 1, 1), generator).clamp_min(0)
+    noise = torch.randn(seen.shape, generator=generator) * _uniform(-0.02, 0.03, (count, 1, 1, 1), generator).clamp_min(
+        0
+    )
     return seen + noise
 
 
@@ -212,14 +225,17 @@ class SyncRecipe(Recipe):
 
     part = "sync"
 
-    def __init__(self, config: SyncTrainConfig, model: SyncJudgeConfig, data: Path, validation: Path | None,
-                 cache: Path) -> None:  # fmt: skip
+    def __init__(
+        self, config: SyncTrainConfig, model: SyncJudgeConfig, data: Path, validation: Path | None, cache: Path
+    ) -> None:
         """cache: folder for the mouth pictures. Raises InputError, ConfigError."""
         if config.batch % config.group:
             raise ConfigError(f"batch {config.batch} is no multiple of group {config.group}: change one of them")
         self.config, self.model_config = config, model
         size = model.mouth_size_px
-        self.data = MouthStore(ClipStore(data), cache / f"{data.name}.safetensors", size, config.clip_frames, config.left_out)
+        self.data = MouthStore(
+            ClipStore(data), cache / f"{data.name}.safetensors", size, config.clip_frames, config.left_out
+        )
         if validation is not None:
             path = cache / f"validation_{validation.name}.safetensors"
             self.watched = MouthStore(ClipStore(validation), path, size, config.clip_frames, config.left_out)
@@ -293,7 +309,9 @@ class SyncRecipe(Recipe):
                 off = distance.diagonal(shift)
                 own = distance.diagonal()[max(-shift, 0) :][: len(off)]
                 right[shift].append(bool(own.mean() < off.mean()))
-            by_lag = np.array([float(distance.diagonal(lag).mean()) for lag in range(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)])
+            by_lag = np.array(
+                [float(distance.diagonal(lag).mean()) for lag in range(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)]
+            )
             found.append(abs(int(by_lag.argmin()) - MAX_LAG_FRAMES) <= 1)
             lags += by_lag / len(self.watched_clips)
         figures = {f"right_{n}": float(np.mean(right[n] + right[-n])) for n in CHECKED_SHIFTS if n > 0}

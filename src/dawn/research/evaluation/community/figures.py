@@ -107,8 +107,10 @@ def community_figures(networks: Community, columns: Columns) -> tuple[Rows, list
                 put(rows, GROUP, measure.name, column, found["value"], found.get("interval"), better=measure.better)
     if networks.syncnet is not None:
         judged = [sum("LSE-C" in record for record in records) for records in columns.values()]
-        notes.append(f"LSE-C, LSE-D: means of {_span(judged)} clips with sound and {MIN_FRAMES} or more frames; the crop "
-                     "follows the face mesh instead of SyncNet's face detector")  # fmt: skip
+        notes.append(
+            f"LSE-C, LSE-D: means of {_span(judged)} clips with sound and {MIN_FRAMES} or more frames; the crop "
+            "follows the face mesh instead of SyncNet's face detector"
+        )
     return rows, notes
 
 
@@ -126,6 +128,6 @@ def _distance(name: str, records: Sequence[Record]) -> float | None:
 
 
 def _span(counts: Sequence[int]) -> str:
-    """"12", or "10 to 12" where columns differ; those without any are not counted."""
+    """ "12", or "10 to 12" where columns differ; those without any are not counted."""
     some = [count for count in counts if count] or [0]
     return str(some[0]) if min(some) == max(some) else f"{min(some)} to {max(some)}"

@@ -37,14 +37,24 @@ class Published(NamedTuple):
     source: str
 
 
-INCEPTION = Published("FID", "pt_inception-2015-12-05-6726825d.pth",
-                      "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-                      "the releases of github.com/mseitzer/pytorch-fid")  # fmt: skip
-I3D = Published("FVD", "i3d_torchscript.pt", "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
-                "the FVD of github.com/universome/stylegan-v")  # fmt: skip
-SYNCNET = Published("LSE-C and LSE-D", "syncnet_v2.model",
-                    "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
-                    "download_model.sh of github.com/joonson/syncnet_python")  # fmt: skip
+INCEPTION = Published(
+    "FID",
+    "pt_inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "the releases of github.com/mseitzer/pytorch-fid",
+)
+I3D = Published(
+    "FVD",
+    "i3d_torchscript.pt",
+    "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
+    "the FVD of github.com/universome/stylegan-v",
+)
+SYNCNET = Published(
+    "LSE-C and LSE-D",
+    "syncnet_v2.model",
+    "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+    "download_model.sh of github.com/joonson/syncnet_python",
+)
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -129,7 +139,11 @@ def _tensors(path: Path, data: bytes, published: Published) -> dict[str, Tensor]
             raise CheckpointError(f"{path}: not a safetensors file ({_first_line(error)}); {again}") from error
     else:
         content = load_pickle(io.BytesIO(data), str(path), f"get it from {published.source}")
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
         raise CheckpointError(f"{path}: holds no named weights, so it is another file; {again}")
     return {str(key): value for key, value in content.items()}
 
@@ -142,11 +156,15 @@ def _load_i3d(path: Path, notes: list[str]) -> Callable[..., Tensor]:
     """TorchScript is a program, and loading it may run it: only the published file, byte for byte, is let in."""
     data, sha256 = _read(path)
     if sha256 != I3D.sha256:
-        raise CheckpointError(f"{path}: sha256 {sha256[:12]}… instead of {I3D.sha256[:12]}…; TorchScript holds a program, so "
-                              f"only the published file is loaded; get it again from {I3D.source}")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: sha256 {sha256[:12]}… instead of {I3D.sha256[:12]}…; TorchScript holds a program, so "
+            f"only the published file is loaded; get it again from {I3D.source}"
+        )
     try:
         network = torch.jit.load(io.BytesIO(data), map_location="cpu")
     except Exception as error:  # of another version of PyTorch
-        raise CheckpointError(f"{path}: this PyTorch cannot read it ({_first_line(error)}); use another version") from error
+        raise CheckpointError(
+            f"{path}: this PyTorch cannot read it ({_first_line(error)}); use another version"
+        ) from error
     notes.append(f"{I3D.figures}: {path.name}, the published file")
     return network.eval()

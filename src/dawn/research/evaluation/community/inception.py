@@ -40,7 +40,9 @@ Branch = Sequence[Step | tuple[Step, Step]]
 class BasicConv2d(nn.Module):
     """Convolution without bias, batch norm, ReLU. (B, inputs, H, W) -> (B, outputs, H', W')."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=NORM_EPSILON)
@@ -109,22 +111,34 @@ def _block_6(width: int) -> Mixed:
     """width: channels inside the 7x7 branches, which are taken apart into 1x7 and 7x1."""
     row, column = (1, 7), (7, 1)
     seven = (Step("branch7x7_1", width), Step("branch7x7_2", width, row), Step("branch7x7_3", 192, column))
-    double = (Step("branch7x7dbl_1", width), Step("branch7x7dbl_2", width, column), Step("branch7x7dbl_3", width, row),
-              Step("branch7x7dbl_4", width, column), Step("branch7x7dbl_5", 192, row))  # fmt: skip
+    double = (
+        Step("branch7x7dbl_1", width),
+        Step("branch7x7dbl_2", width, column),
+        Step("branch7x7dbl_3", width, row),
+        Step("branch7x7dbl_4", width, column),
+        Step("branch7x7dbl_5", 192, row),
+    )
     return Mixed(768, ((Step("branch1x1", 192),), seven, double), "average", 192)
 
 
 def _block_7a() -> Mixed:
     three = (Step("branch3x3_1", 192), Step("branch3x3_2", 320, (3, 3), 2))
-    seven = (Step("branch7x7x3_1", 192), Step("branch7x7x3_2", 192, (1, 7)), Step("branch7x7x3_3", 192, (7, 1)),
-             Step("branch7x7x3_4", 192, (3, 3), 2))  # fmt: skip
+    seven = (
+        Step("branch7x7x3_1", 192),
+        Step("branch7x7x3_2", 192, (1, 7)),
+        Step("branch7x7x3_3", 192, (7, 1)),
+        Step("branch7x7x3_4", 192, (3, 3), 2),
+    )
     return Mixed(768, (three, seven), "reduce")
 
 
 def _block_7(inputs: int, pool: str) -> Mixed:
     three = (Step("branch3x3_1", 384), (Step("branch3x3_2a", 384, (1, 3)), Step("branch3x3_2b", 384, (3, 1))))
-    double = (Step("branch3x3dbl_1", 448), Step("branch3x3dbl_2", 384, (3, 3)),
-              (Step("branch3x3dbl_3a", 384, (1, 3)), Step("branch3x3dbl_3b", 384, (3, 1))))  # fmt: skip
+    double = (
+        Step("branch3x3dbl_1", 448),
+        Step("branch3x3dbl_2", 384, (3, 3)),
+        (Step("branch3x3dbl_3a", 384, (1, 3)), Step("branch3x3dbl_3b", 384, (3, 1))),
+    )
     return Mixed(inputs, ((Step("branch1x1", 320),), three, double), pool, 192)
 
 
@@ -151,7 +165,18 @@ class FIDInception(nn.Module):
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(2 * x - 1)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = F.max_pool2d(x, 3, 2)
-        for block in (self.Mixed_5b, self.Mixed_5c, self.Mixed_5d, self.Mixed_6a, self.Mixed_6b, self.Mixed_6c,
-                      self.Mixed_6d, self.Mixed_6e, self.Mixed_7a, self.Mixed_7b, self.Mixed_7c):  # fmt: skip
+        for block in (
+            self.Mixed_5b,
+            self.Mixed_5c,
+            self.Mixed_5d,
+            self.Mixed_6a,
+            self.Mixed_6b,
+            self.Mixed_6c,
+            self.Mixed_6d,
+            self.Mixed_6e,
+            self.Mixed_7a,
+            self.Mixed_7b,
+            self.Mixed_7c,
+        ):
             x = block(x)
         return x.mean((2, 3))

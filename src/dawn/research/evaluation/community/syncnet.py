@@ -66,22 +66,32 @@ class SyncNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.netcnnaud = _stack(nn.Conv2d, nn.BatchNorm2d, 1, (
-            Layer(64, (3, 3), padding=1, pool=nn.Identity()),
-            Layer(192, (3, 3), padding=1, pool=nn.MaxPool2d((3, 3), (1, 2))),
-            Layer(384, (3, 3), padding=1),
-            Layer(256, (3, 3), padding=1),
-            Layer(256, (3, 3), padding=1, pool=nn.MaxPool2d((3, 3), (2, 2))),
-            Layer(512, (5, 4)),
-        ))  # fmt: skip
-        self.netcnnlip = _stack(nn.Conv3d, nn.BatchNorm3d, 3, (
-            Layer(96, (5, 7, 7), (1, 2, 2), pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2))),
-            Layer(256, (1, 5, 5), (1, 2, 2), (0, 1, 1), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))),
-            Layer(256, (1, 3, 3), padding=(0, 1, 1)),
-            Layer(256, (1, 3, 3), padding=(0, 1, 1)),
-            Layer(256, (1, 3, 3), padding=(0, 1, 1), pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2))),
-            Layer(HIDDEN, (1, 6, 6)),
-        ))  # fmt: skip
+        self.netcnnaud = _stack(
+            nn.Conv2d,
+            nn.BatchNorm2d,
+            1,
+            (
+                Layer(64, (3, 3), padding=1, pool=nn.Identity()),
+                Layer(192, (3, 3), padding=1, pool=nn.MaxPool2d((3, 3), (1, 2))),
+                Layer(384, (3, 3), padding=1),
+                Layer(256, (3, 3), padding=1),
+                Layer(256, (3, 3), padding=1, pool=nn.MaxPool2d((3, 3), (2, 2))),
+                Layer(512, (5, 4)),
+            ),
+        )
+        self.netcnnlip = _stack(
+            nn.Conv3d,
+            nn.BatchNorm3d,
+            3,
+            (
+                Layer(96, (5, 7, 7), (1, 2, 2), pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2))),
+                Layer(256, (1, 5, 5), (1, 2, 2), (0, 1, 1), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))),
+                Layer(256, (1, 3, 3), padding=(0, 1, 1)),
+                Layer(256, (1, 3, 3), padding=(0, 1, 1)),
+                Layer(256, (1, 3, 3), padding=(0, 1, 1), pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2))),
+                Layer(HIDDEN, (1, 6, 6)),
+            ),
+        )
         self.netfcaud, self.netfclip = (
             nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, EMBEDDING))
             for _ in range(2)
@@ -100,7 +110,11 @@ def _stack(conv: type[nn.Module], norm: type[nn.Module], inputs: int, layers: Se
     """Layers in a row, numbered as in the file: an entry's name tells its place in the row."""
     modules: list[nn.Module] = []
     for layer in layers:
-        modules += [conv(inputs, layer.channels, layer.kernel, layer.stride, layer.padding), norm(layer.channels), nn.ReLU()]
+        modules += [
+            conv(inputs, layer.channels, layer.kernel, layer.stride, layer.padding),
+            norm(layer.channels),
+            nn.ReLU(),
+        ]
         if layer.pool is not None:
             modules.append(layer.pool)
         inputs = layer.channels
@@ -145,7 +159,9 @@ def cut_faces(frames: ImageArray, squares: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def lip_sync_error(network: SyncNet, frames: ImageArray, landmarks: FloatArray, samples: FloatArray) -> SyncScore | None:
+def lip_sync_error(
+    network: SyncNet, frames: ImageArray, landmarks: FloatArray, samples: FloatArray
+) -> SyncScore | None:
     """LSE-C ("confidence"), LSE-D ("distance") and the offset of one clip.
 
     frames (T, S, S, 3) uint8 at 25 fps; landmarks (T, 478, 2 or 3) crop units of those frames; samples (L,) at 16 kHz from the

@@ -74,8 +74,14 @@ class A2VRecipe(Recipe):
 
     part = "a2v"
 
-    def __init__(self, config: A2VTrainConfig, model: A2VConfig, motion: MotionSpace, data: MotionStore,
-                 validation: MotionStore | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: A2VTrainConfig,
+        model: A2VConfig,
+        motion: MotionSpace,
+        data: MotionStore,
+        validation: MotionStore | None,
+    ) -> None:
         self.config, self.model_config, self.motion = config, model, motion
         self.data, self.validation = data, validation
         torch.manual_seed(config.seed)
@@ -92,12 +98,15 @@ class A2VRecipe(Recipe):
         rows = [self._sample(index, generator) for index in chosen]
         expression, audio, head, source, valid = (torch.stack(column) for column in zip(*rows, strict=True))
         return A2VBatch(
-            expression, audio, head, source,
+            expression,
+            audio,
+            head,
+            source,
             draw_times(config.batch, generator),
             torch.randn(expression.shape, generator=generator),
             torch.rand(config.batch, generator=generator) < config.drop_audio,
             valid,
-        )  # fmt: skip
+        )
 
     def _sample(self, index: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         window = self.config.window_frames
@@ -125,8 +134,9 @@ class A2VRecipe(Recipe):
         code[self.motion.lower] = gain * self.motion.encode(other.shape[j][None], other.shape[i])[0, self.motion.lower]
         return self.motion.shapes(code[None], shape)[0]
 
-    def _with_silence(self, s: Sequence, source: Tensor, expression: Tensor, audio: Tensor,
-                      generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def _with_silence(
+        self, s: Sequence, source: Tensor, expression: Tensor, audio: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Silence all through, up to a moment, or from a moment on; the mouth is shut, and eased in and out."""
         window = len(audio)
         moment = int(torch.randint(0, window, (1,), generator=generator))
@@ -168,12 +178,18 @@ class A2VRecipe(Recipe):
             return {}
         result = {}
         for name, shift in (("aperture_r", 0), ("aperture_r_shuffled", 17)):
-            made, true = zip(*(self._apertures(network, i, shift)  # type: ignore[arg-type]
-                                for i in range(len(self.validation))), strict=True)
+            made, true = zip(
+                *(
+                    self._apertures(network, i, shift)  # type: ignore[arg-type]
+                    for i in range(len(self.validation))
+                ),
+                strict=True,
+            )
             result[name] = _pooled_correlation(list(made), list(true))
             if shift == 0:
-                result["amplitude"] = float(torch.cat([m - m.mean() for m in made]).std()
-                                            / torch.cat([t - t.mean() for t in true]).std())  # fmt: skip
+                result["amplitude"] = float(
+                    torch.cat([m - m.mean() for m in made]).std() / torch.cat([t - t.mean() for t in true]).std()
+                )
         return result
 
     @torch.no_grad()

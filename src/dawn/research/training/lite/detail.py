@@ -60,8 +60,14 @@ class DetailRecipe(PairRecipe):
 
     betas = (0.5, 0.99)
 
-    def __init__(self, config: DetailTrainConfig, model: LFGConfig, data: Path, validation: Path | None,
-                 stage: Literal["detail", "fine"] = "detail") -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: DetailTrainConfig,
+        model: LFGConfig,
+        data: Path,
+        validation: Path | None,
+        stage: Literal["detail", "fine"] = "detail",
+    ) -> None:
         """Raises ConfigError without a painter or a generator to start from, CheckpointError if it does not fit."""
         super().__init__(model, data, validation)
         self.config, self.stage = config, stage
@@ -138,8 +144,9 @@ class DetailRecipe(PairRecipe):
             seen = painter.look(source, landmarks[:, 0])
         return painter(base.frame, landmarks[:, 1], seen), seen
 
-    def _windows(self, painter: DetailPainter, kind: str, made: Tensor, true: Tensor, landmarks: Tensor,
-                 seen: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def _windows(
+        self, painter: DetailPainter, kind: str, made: Tensor, true: Tensor, landmarks: Tensor, seen: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Windows of one kind of organ, mirrored ones turned: made, true (N, 3, h, w), contours and source (N, C, h, w)."""
         fake: list[Tensor] = []
         real: list[Tensor] = []

@@ -88,9 +88,16 @@ class LFGRecipe(PairRecipe):
             return [("main", loss, parts)]
         return self._adversarial(networks, made, target, contours, weight, loss, parts)
 
-    def _adversarial(self, networks: dict[str, nn.Module], made: Decoded, target: Tensor, contours: Tensor,
-                     weight: Tensor, loss: Tensor, parts: dict[str, Tensor],
-                     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:  # fmt: skip
+    def _adversarial(
+        self,
+        networks: dict[str, nn.Module],
+        made: Decoded,
+        target: Tensor,
+        contours: Tensor,
+        weight: Tensor,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+    ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         discriminator = networks["discriminator"]
         patch_weight = F.avg_pool2d(weight, 8)
         discriminator.requires_grad_(False)

@@ -66,8 +66,14 @@ class PBNetRecipe(Recipe):
 
     part = "pbnet"
 
-    def __init__(self, config: PBNetTrainConfig, model: PBNetConfig, motion: MotionSpace, data: MotionStore,
-                 validation: MotionStore | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: PBNetTrainConfig,
+        model: PBNetConfig,
+        motion: MotionSpace,
+        data: MotionStore,
+        validation: MotionStore | None,
+    ) -> None:
         self.config, self.model_config, self.motion = config, model, motion
         self.data, self.validation = data, validation
         torch.manual_seed(config.seed)
@@ -133,8 +139,11 @@ class PBNetRecipe(Recipe):
             device = next(network.parameters()).device
             made.append(cast(PBNet, network).decode(latent.to(device), first.to(device), audio.to(device))[0].cpu())
             true.append(head_motion(s, self.motion, frames))
-        return {f"{name}_{kind}": value for kind, motion in (("made", made), ("true", true))
-                for name, value in describe_heads(motion).items()}  # fmt: skip
+        return {
+            f"{name}_{kind}": value
+            for kind, motion in (("made", made), ("true", true))
+            for name, value in describe_heads(motion).items()
+        }
 
     def export(self, network: nn.Module, folder: Path) -> None:
         save_part(folder, self.part, network, self.model_config)

@@ -105,7 +105,9 @@ class PaperA2VTrainConfig(TrainConfig):
     @model_validator(mode="after")
     def _ordered(self) -> PaperA2VTrainConfig:
         if self.shortest_frames > self.longest_frames:
-            raise ValueError(f"shortest_frames {self.shortest_frames}: give at most longest_frames {self.longest_frames}")
+            raise ValueError(
+                f"shortest_frames {self.shortest_frames}: give at most longest_frames {self.longest_frames}"
+            )
         return self
 
 
@@ -155,7 +157,9 @@ def track_of(clip: Clip, mean_face: Tensor, size_px: int, latent_size: int) -> T
     )
 
 
-def lip_mask(landmarks_px: Tensor, height_px: int, width_px: int, latent_size: int, swapped_sides: bool = False) -> Tensor:
+def lip_mask(
+    landmarks_px: Tensor, height_px: int, width_px: int, latent_size: int, swapped_sides: bool = False
+) -> Tensor:
     """Cells within each frame's upright box around the lips, (T, 478, 3) -> (T, S, S) bool.
 
     Corners are rounded as those of the face box. swapped_sides: divide x by the height and y by the width as the published
@@ -184,8 +188,15 @@ def change_colour(images: Tensor, change: Tensor) -> Tensor:
     return (brightness * (contrast * turned + (1 - contrast) * grey)).clamp(0, 1)
 
 
-def a2v_figures(config: PaperA2VTrainConfig, schedule: NoiseSchedule, made: Tensor, data: Tensor, noise: Tensor,
-                time: Tensor, lips: Tensor) -> dict[str, Tensor]:  # fmt: skip
+def a2v_figures(
+    config: PaperA2VTrainConfig,
+    schedule: NoiseSchedule,
+    made: Tensor,
+    data: Tensor,
+    noise: Tensor,
+    time: Tensor,
+    lips: Tensor,
+) -> dict[str, Tensor]:
     """The loss and its terms (paper eq. 7; published form by default), each before its weight.
 
     made, data, noise: (B, 3, T, S, S), the noise predicted, the true latent motion, the noise in it; time (B,);
@@ -233,7 +244,9 @@ def load_generator(path: Path, model: UNetConfig) -> PaperLFG:
             config = read_config(own, PaperLFGConfig)
         generator = PaperLFG(config)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: not a published generator ({error}); train one with the paper's LFG recipe") from error
+        raise CheckpointError(
+            f"{path}: not a published generator ({error}); train one with the paper's LFG recipe"
+        ) from error
     load_into(generator, read_weights(path), str(path))
     made = (config.latent_size, min(config.max_width, 4 * config.width))
     if made != (model.latent_size, model.source_size):
@@ -267,8 +280,9 @@ class PaperA2VRecipe(Recipe):
     part = "unet"
     betas = (0.9, 0.99)
 
-    def __init__(self, config: PaperA2VTrainConfig, model: UNetConfig, data: MotionStore,
-                 validation: MotionStore | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, config: PaperA2VTrainConfig, model: UNetConfig, data: MotionStore, validation: MotionStore | None = None
+    ) -> None:
         """data: clips with features of any speech encoder; published are undisturbed ones (``variants`` 0).
 
         Raises ConfigError, CheckpointError (generator, weights to start from), InputError for clips that are too short or
@@ -325,7 +339,9 @@ class PaperA2VRecipe(Recipe):
         span = slice(start, start + frames)
         pictures = track.clip.frames([source, *range(start, start + frames)])
         if pictures.shape[-1] != self.size_px:
-            pictures = F.interpolate(pictures, (self.size_px, self.size_px), mode="bilinear", antialias=True).clamp(0, 1)
+            pictures = F.interpolate(pictures, (self.size_px, self.size_px), mode="bilinear", antialias=True).clamp(
+                0, 1
+            )
         pose, ear = track.pose, track.ear
         condition = assemble_conditions(audio[span], pose[span], pose[source], ear[span], ear[source])
         return pictures[0], pictures[1:], condition, track.box[source], track.lips[span]

@@ -43,8 +43,9 @@ def load_audio_encoder(audio: Path) -> AudioEncoder:
     return encoder.eval().requires_grad_(False)
 
 
-def paper_recipe(part: str, config: Any, model: Any, data: Path, out: Path, validation: Path | None,
-                 audio: Path | None) -> Recipe:  # fmt: skip
+def paper_recipe(
+    part: str, config: Any, model: Any, data: Path, out: Path, validation: Path | None, audio: Path | None
+) -> Recipe:
     """The recipe of one part of the published model. Raises ConfigError, InputError, CheckpointError."""
     for name in ("start", "lfg"):  # before all the sound is encoded
         file = getattr(config, name, "")
@@ -53,7 +54,9 @@ def paper_recipe(part: str, config: Any, model: Any, data: Path, out: Path, vali
     if part == "paper-lfg":
         return PaperLFGRecipe(config, model, data, validation)
     if audio is None:
-        raise ConfigError(f"training {part} needs a speech encoder: give --audio, a HuBERT folder or PRESET/audio.safetensors")
+        raise ConfigError(
+            f"training {part} needs a speech encoder: give --audio, a HuBERT folder or PRESET/audio.safetensors"
+        )
     if part in PUBLISHED:
         model = pbnet_config(part, model)
     encoder, mean_face = load_audio_encoder(audio), load_mean_face()

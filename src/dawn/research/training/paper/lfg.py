@@ -264,7 +264,9 @@ class PaperLFGRecipe(Recipe):
             return None
         chosen = pairs[:: max(1, len(pairs) // 10)]
         results = self._render(network, chosen)
-        frames, painted = (torch.cat([getattr(r.decoded, name) for r in results]).cpu() for name in ("frame", "painted"))
+        frames, painted = (
+            torch.cat([getattr(r.decoded, name) for r in results]).cpu() for name in ("frame", "painted")
+        )
         occlusion = F.interpolate(torch.cat([r.flow.occlusion for r in results]).cpu(), frames.shape[-2:])
         return contact_sheet([chosen[:, 0], chosen[:, 1], frames, painted, occlusion.expand(-1, 3, -1, -1)])
 

@@ -125,8 +125,13 @@ class PublishedPBNetRecipe(Recipe):
 
     betas = (0.9, 0.999)
 
-    def __init__(self, config: PublishedPBNetTrainConfig, model: PublishedPBNetConfig, tracks: Sequence[HeadTrack],
-                 validation: Sequence[HeadTrack] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: PublishedPBNetTrainConfig,
+        model: PublishedPBNetConfig,
+        tracks: Sequence[HeadTrack],
+        validation: Sequence[HeadTrack] = (),
+    ) -> None:
         """validation: by default the longest of the training tracks.
 
         Raises ConfigError for a network that is neither pose nor blinks, InputError for tracks that do not fit it.
@@ -183,10 +188,19 @@ class PublishedPBNetRecipe(Recipe):
         if "discriminator" not in networks:
             return [("main", loss, parts)]
         first = batch.first[:, None]
-        return self._adversarial(networks["discriminator"], first + made, first + batch.change, batch.valid, loss, parts)
+        return self._adversarial(
+            networks["discriminator"], first + made, first + batch.change, batch.valid, loss, parts
+        )
 
-    def _adversarial(self, discriminator: nn.Module, made: Tensor, true: Tensor, valid: Tensor, loss: Tensor,
-                     parts: dict[str, Tensor]) -> list[tuple[str, Tensor, dict[str, Tensor]]]:  # fmt: skip
+    def _adversarial(
+        self,
+        discriminator: nn.Module,
+        made: Tensor,
+        true: Tensor,
+        valid: Tensor,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+    ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         """The network's update comes first: its graph runs through the discriminator's present weights."""
         discriminator.requires_grad_(False)
         verdict = discriminator(made)
