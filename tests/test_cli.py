@@ -158,7 +158,8 @@ def test_unforeseen(run: Callable, out: Path, speech_path: Path, broken_render: 
 def test_help_is_instant_and_version(capfd: Output) -> None:
     assert main(["--version"]) == 0
     assert capfd.readouterr().out == f"dawn {__version__}\n"
-    code = "import sys; from dawn.apps.cli.main import main; main(['generate', '--help']); sys.stderr.write(repr([*sys.modules]))"
+    code = "import sys; from dawn.apps.cli.main import main; main(['generate', '--help'])"
+    code += "; sys.stderr.write(repr([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for option in (
         "--seed",

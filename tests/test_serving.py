@@ -24,7 +24,7 @@ from dawn.apps.serving.service import Service  # noqa: E402
 from dawn.errors import ConfigError  # noqa: E402
 from dawn.media.motion_json import load_motion  # noqa: E402
 from dawn.pipeline import Dawn  # noqa: E402
-from serving_client import (
+from serving_client import (  # noqa: E402
     BEGUN,
     PATIENCE_S,
     PORTRAIT,

@@ -90,7 +90,8 @@ def test_a_port_in_use_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_page_opens_before_torch_is_loaded() -> None:
-    code = "import sys, dawn.apps.studio.run, dawn.apps.studio.page; assert 'torch' not in sys.modules, 'torch delays the page'"
+    code = "import sys, dawn.apps.studio.run, dawn.apps.studio.page"
+    code += "; assert 'torch' not in sys.modules, 'torch delays the page'"
     pytest.importorskip("gradio")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
