@@ -21,7 +21,7 @@ import dawn
 from conftest import save_hubert
 from dawn.config import AudioConfig, parse
 from dawn.errors import AudioError, CheckpointError, ConfigError
-from dawn.models.audio import features as audio_encoder
+from dawn.models.audio import hubert as hubert_encoder
 from dawn.models.audio.features import log_mel
 from dawn.models.audio.hubert import HubertAudioEncoder, load_hubert
 from dawn.models.audio.whisper import WhisperAudioEncoder, WhisperEncoder
@@ -276,7 +276,7 @@ class MeanHubert(nn.Module):
 def test_hubert_chunks_equal_one_pass(monkeypatch: pytest.MonkeyPatch, samples: int, context_s: float) -> None:
     sound, frames = speech_like(2.5)[:samples] + 0.1, max(1, samples // FRAME_SAMPLES)
     whole = HubertAudioEncoder(MeanHubert(), context_s).encode(sound, frames)
-    monkeypatch.setattr(audio_encoder, "HUBERT_CHUNK_VECTORS", 7)
+    monkeypatch.setattr(hubert_encoder, "HUBERT_CHUNK_VECTORS", 7)
     chunked = HubertAudioEncoder(MeanHubert(), context_s).encode(sound, frames)
     assert whole.shape == (frames, 2)
     torch.testing.assert_close(chunked, whole)
@@ -332,7 +332,7 @@ def test_hubert_chunks_with_context_follow_one_pass(hubert: Path, monkeypatch: p
     """8 s at once and in chunks of 3 s: attention reaches everywhere, so a chunk knows less, but not at its seams."""
     sound, model = speech_like(8.0), load_hubert(str(hubert))
     whole = HubertAudioEncoder(model).encode(sound, 200)
-    monkeypatch.setattr(audio_encoder, "HUBERT_CHUNK_VECTORS", 150)
+    monkeypatch.setattr(hubert_encoder, "HUBERT_CHUNK_VECTORS", 150)
     near, bare = (HubertAudioEncoder(model, context_s).encode(sound, 200) for context_s in (2.0, 0.0))
     spread = (whole - whole.mean(0)).norm(dim=1).mean()
     off_near, off_bare = ((made - whole).norm(dim=1) / spread for made in (near, bare))

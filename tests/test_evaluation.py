@@ -24,7 +24,7 @@ from dawn.measures import picture
 from dawn.measures.intervals import bootstrap_interval
 from dawn.models.lite.bundle import Bundle
 from dawn.preprocess.clips import save_clip
-from dawn.research.evaluation import figures, folders, report, spoken
+from dawn.research.evaluation import figures, folders, records, report, spoken
 from dawn.research.evaluation import minute as long
 from dawn.research.evaluation.bench import Bench, pick_portraits, read_clips
 from dawn.research.evaluation.community.files import Community
@@ -59,7 +59,7 @@ def quick(tools: figures.Tools) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_tools", lambda sface, judge, community: (tools, []))
         patch.setattr(report, "FaceTracker", BrightnessTracker)
-        patch.setattr(figures, "bootstrap_interval", few)
+        patch.setattr(records, "bootstrap_interval", few)
         for module, name, value in (
             (spoken, "SILENCE_S", 1),
             (spoken, "SILENT_PORTRAITS", 1),

@@ -22,6 +22,7 @@ from dawn.media import read_speech
 from dawn.models.audio.features import whole_frames
 from dawn.models.judges.sync import LagDistances, SyncJudge, lag_distances, mouth_crops
 from dawn.pipeline import Dawn
+from dawn.research.evaluation import judge as judge_report
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, ImageArray, Speech
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -180,7 +181,7 @@ def test_shifted_vectors_equal_shifted_sound(judge: SyncJudge) -> None:
     late = clip_distances(judge, clip.frames[4:], clip.landmarks[4:], clip.samples[: -4 * FRAME])
     early = clip_distances(judge, clip.frames[:-3], clip.landmarks[:-3], clip.samples[3 * FRAME :])
     for shift, direct in ((4, late), (-3, early)):
-        table = lag_distances(*sync.shifted(whole, shift))
+        table = lag_distances(*judge_report.shifted(whole, shift))
         assert np.array_equal(table.counts, direct.counts)
         assert np.allclose(table.sums, direct.sums, atol=1e-4)
 
@@ -224,14 +225,14 @@ def made_up(monkeypatch: pytest.MonkeyPatch, agreement: float, lag: int = 0) -> 
         )
         for i in range(8)
     ]
-    monkeypatch.setattr(sync, "embed", lambda judge, frames, landmarks, samples: vectors[int(samples[0]) - 1])
+    monkeypatch.setattr(judge_report, "embed", lambda judge, frames, landmarks, samples: vectors[int(samples[0]) - 1])
     return clips
 
 
 def test_a_good_judge_is_found_good(judge: SyncJudge, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = sync.validate_judge(judge, made_up(monkeypatch, 0.6))
+    rows = judge_report.validate_judge(judge, made_up(monkeypatch, 0.6))
     assert all(values["value"] == 1 for name, values in rows.items() if "right" in name)
-    assert sum("right" in name for name in rows) == 2 * len(sync.SHIFTS_MS) + 6
+    assert sum("right" in name for name in rows) == 2 * len(judge_report.SHIFTS_MS) + 6
     found = {
         name: (values["value"], values["control"])
         for name, values in rows.items()
@@ -244,14 +245,14 @@ def test_a_good_judge_is_found_good(judge: SyncJudge, monkeypatch: pytest.Monkey
 
 
 def test_a_judge_that_hears_nothing_is_found_out(judge: SyncJudge, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = sync.validate_judge(judge, made_up(monkeypatch, 0.0))
+    rows = judge_report.validate_judge(judge, made_up(monkeypatch, 0.0))
     right = [values["value"] for name, values in rows.items() if "right" in name]
     assert 0.3 < np.mean(right) < 0.7
     assert rows["in sync: confidence, pooled"]["value"] < 0.2
 
 
 def test_a_judge_with_an_offset_is_found_out(judge: SyncJudge, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = sync.validate_judge(judge, made_up(monkeypatch, 0.6, lag=3))
+    rows = judge_report.validate_judge(judge, made_up(monkeypatch, 0.6, lag=3))
     assert rows["in sync: offset, pooled"]["value"] == 3
     assert rows["in sync: offset within 1 frame"]["value"] == 0
     assert rows["sound -120 ms: right"]["value"] == 0
@@ -259,7 +260,7 @@ def test_a_judge_with_an_offset_is_found_out(judge: SyncJudge, monkeypatch: pyte
 
 def test_too_few_clips_are_refused(judge: SyncJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="at least 3"):
-        sync.validate_judge(judge, made_up(monkeypatch, 0.5)[:2])
+        judge_report.validate_judge(judge, made_up(monkeypatch, 0.5)[:2])
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
