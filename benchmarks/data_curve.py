@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dawn.checkpoint import load_mean_face
-from dawn.engines.engine import load_bundle
+from dawn.engines.load import load_bundle
 from dawn.measures.lips import correlation, correlation_sums
 from dawn.research.training.data import ClipStore
 from dawn.research.training.motion_data import MotionStore

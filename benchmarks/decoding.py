@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from dawn.engines.engine import load_bundle
+from dawn.engines.load import load_bundle
 from dawn.models.blocks import fold_for_inference
 from dawn.models.lite.lfg import LatentFlowGenerator
 

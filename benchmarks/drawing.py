@@ -17,12 +17,14 @@ from unittest import mock
 import torch
 
 from dawn import pipeline
+from dawn.rendering import draw, parallel
+from dawn.video import Video
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def seconds(video: pipeline.Video, workers: int) -> float:
-    with mock.patch.object(pipeline, "cpu_workers", lambda: workers):
+def seconds(video: Video, workers: int) -> float:
+    with mock.patch.object(draw, "count_workers", lambda: workers):
         start = time.perf_counter()
         for _ in video:
             pass
@@ -37,14 +39,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = pipeline.Dawn.from_pretrained(args.preset, "cpu")
-    print(f"{args.preset}, torch {torch.__version__}, {args.threads} threads, {pipeline.cpu_workers()} workers")
+    print(f"{args.preset}, torch {torch.__version__}, {args.threads} threads, {parallel.count_workers()} workers")
     for size in sorted({model.config.lfg.image_size_px, 256}):
         video = model(EXAMPLES / "portrait.png", EXAMPLES / "speech.wav", size=size)
-        taken: dict[int, list[float]] = {1: [], pipeline.cpu_workers(): []}
+        taken: dict[int, list[float]] = {1: [], parallel.count_workers(): []}
         for _ in range(args.repeats):
             for workers, times in taken.items():
                 times.append(seconds(video, workers))
-        one, many = (statistics.median(times) for times in (taken[1], taken[pipeline.cpu_workers()]))
+        one, many = (statistics.median(times) for times in (taken[1], taken[parallel.count_workers()]))
         speeds = f"one batch after the other {len(video) / one:.1f} frames/s, side by side {len(video) / many:.1f}"
         print(f"{size} px: {speeds}: {one / many:.2f} x")
 

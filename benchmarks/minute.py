@@ -16,17 +16,16 @@ import numpy as np
 import torch
 
 from dawn import media
-from dawn.engines.lite import generate_head
-from dawn.engines.rules import shape_head
+from dawn.engines.lite import LiteEngine, sample_head
 from dawn.face.geometry import eye_aspect_ratio
 from dawn.measures.intervals import bootstrap_interval
-from dawn.models.lite.bundle import Bundle
 from dawn.models.lite.pbnet import first_state
 from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn
 from dawn.progress import Stopwatch
 from dawn.research.evaluation.minute import LONG_S, WINDOW_S, last_over_first
 from dawn.structs import FPS, POSE_SIZE, SPEECH_RATE_HZ, Speech
+from dawn.video import encode_speech
 
 WINDOWS, WINDOW_FRAMES = LONG_S // WINDOW_S, WINDOW_S * FPS
 START_FRAMES = 2 * FPS
@@ -49,17 +48,19 @@ def main() -> None:
     parser.add_argument("--takes", type=int, default=1000)
     args = parser.parse_args()
     dawn = Dawn.from_pretrained(args.preset, "cpu")
-    assert isinstance(dawn.bundle, Bundle), "a lite preset"
+    engine = dawn.engine
+    assert isinstance(engine, LiteEngine), "a lite preset"
     faces = [dawn.prepare(path) for path in args.portraits]
     ten = np.resize(media.read_speech(args.speech).samples, WINDOW_S * SPEECH_RATE_HZ)
-    _, audio = dawn.heard(Speech(np.tile(ten, WINDOWS), float(LONG_S)), Stopwatch())
+    _, audio = encode_speech(engine, Speech(np.tile(ten, WINDOWS), float(LONG_S)), Stopwatch())
     rows = []
     for seed in range(args.takes):
         face = faces[seed % len(faces)]
         first = first_state(torch.from_numpy(face.pose), eye_aspect_ratio(torch.from_numpy(face.shape)))
         generator = torch.Generator().manual_seed(seed)
-        head = generate_head(dawn.bundle.pbnet, audio, first, dawn.bundle.config.sampler, generator)
-        pose = shape_head(head, GenerateOptions())[:, :POSE_SIZE] * dawn.bundle.motion.pose_scale
+        head = sample_head(engine.networks.pbnet, audio, first, engine.config.sampler, generator)
+        shaped = engine.shape_head(head, torch.from_numpy(face.shape), GenerateOptions())
+        pose = shaped[:, :POSE_SIZE] * engine.networks.motion.pose_scale
         figures = window_figures(pose)
         rows.append([x.mean(1).tolist() for x in (*figures, *(x[:, START_FRAMES:] for x in figures))])
     of_takes = np.array(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import wave
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from safetensors.torch import load_file
 
 import dawn
 from dawn.apps.cli.main import main
-from dawn.checkpoint import PARTS, assemble
-from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig
+from dawn.checkpoint import assemble
+from dawn.config import A2VConfig, AudioConfig, LFGConfig, LitePresetConfig, MotionSpaceConfig, PBNetConfig
 from dawn.models.lite.bundle import Bundle
 from dawn.pipeline import Dawn
+from dawn.rendering import placement
 from dawn.structs import Face, ImageArray, Speech
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 COEFFICIENTS = 12
-TINY = PresetConfig(
+TINY = LitePresetConfig(
     name="tiny-64",
     lfg=LFGConfig(
         image_size_px=64,
@@ -51,7 +53,7 @@ TINY = PresetConfig(
 )
 
 
-def random_bundle(config: PresetConfig = TINY, seed: int = 0) -> Bundle:
+def random_bundle(config: LitePresetConfig = TINY, seed: int = 0) -> Bundle:
     """Networks whose every part has an effect: nothing is left at zero, and motion moves the face visibly."""
     torch.manual_seed(seed)
     bundle = Bundle(config)
@@ -97,9 +99,9 @@ def save_hubert(folder: Path, size: int, layers: int) -> Path:
     return folder
 
 
-def write_preset(folder: Path, config: PresetConfig = TINY, seed: int = 0) -> Path:
+def write_preset(folder: Path, config: LitePresetConfig = TINY, seed: int = 0) -> Path:
     bundle = random_bundle(config, seed)
-    assemble(config, {part: getattr(bundle, part) for part in PARTS}, folder)
+    assemble(config, {part: getattr(bundle, part) for part in config.PARTS}, folder)
     return folder
 
 
@@ -128,7 +130,12 @@ def portrait_face(tiny_model: Dawn, portrait_path: Path) -> Face:
 @pytest.fixture
 def prepared_once(monkeypatch: pytest.MonkeyPatch, portrait_face: Face) -> None:
     """Every model takes the prepared example portrait, whatever the picture: for tests of what comes after."""
-    monkeypatch.setattr(Dawn, "prepare", lambda self, portrait, face=None, moved=True: portrait_face)
+    blank = np.zeros((64, 64, 3), np.uint8)
+    monkeypatch.setattr(placement, "read_portrait", lambda given: given if isinstance(given, np.ndarray) else blank)
+    monkeypatch.setattr(placement, "FaceTracker", lambda max_faces: nullcontext())
+    monkeypatch.setattr(placement, "find_faces", lambda image, tracker: [])
+    monkeypatch.setattr(placement, "choose_face", lambda faces, choice: None)
+    monkeypatch.setattr(placement, "face_from", lambda *given, **named: portrait_face)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dawn.config import A2VConfig, PBNetConfig, SamplerConfig
 from dawn.engines import lite as generation
-from dawn.engines.lite import generate_expression, generate_head
+from dawn.engines.lite import FlowSampling, sample_expression, sample_head
 from dawn.models.attention import LocalSelfAttention, band_mask, chunks, local_attention, rotary
 from dawn.models.lite.a2v import A2VTransformer
 from dawn.models.lite.pbnet import PBNet, smooth_noise, smoothing_reach
@@ -173,7 +173,9 @@ def test_expression_in_chunks_is_the_whole(guidance: float, monkeypatch: pytest.
     network = lively(A2VTransformer(A2V))
     assert isinstance(network, A2VTransformer)
     v = a2v_input(97)
-    make = partial(generate_expression, network, v["audio"][0], v["head"][0], v["source"][0], 3, guidance, 0.5)
+    make = partial(
+        sample_expression, network, v["audio"][0], v["head"][0], v["source"][0], FlowSampling(3, guidance, 0.5)
+    )
     whole = make(seeded(8))
     count = in_chunks_of(20, monkeypatch)
     torch.testing.assert_close(make(seeded(8)), whole, atol=2e-5, rtol=1e-5)
@@ -184,9 +186,9 @@ def test_head_in_chunks_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     network = lively(PBNet(PB))
     assert isinstance(network, PBNet)
     audio, first = torch.randn(97, 12, generator=seeded(9)), torch.randn(8, generator=seeded(10))
-    whole = generate_head(network, audio, first, SamplerConfig(), seeded(11))
+    whole = sample_head(network, audio, first, SamplerConfig(), seeded(11))
     count = in_chunks_of(20, monkeypatch)
-    pieces = generate_head(network, audio, first, SamplerConfig(), seeded(11))
+    pieces = sample_head(network, audio, first, SamplerConfig(), seeded(11))
     torch.testing.assert_close(pieces, whole, atol=2e-5, rtol=1e-5)
     assert count == [5]
 
@@ -195,8 +197,10 @@ def test_more_sound_leaves_earlier_frames_alone() -> None:
     network = lively(A2VTransformer(A2V))
     assert isinstance(network, A2VTransformer)
     v = a2v_input(80)
-    short = generate_expression(network, v["audio"][0, :60], v["head"][0, :60], v["source"][0], 2, 1.0, 0.0, seeded(0))
-    long = generate_expression(network, v["audio"][0], v["head"][0], v["source"][0], 2, 1.0, 0.0, seeded(0))
+    short = sample_expression(
+        network, v["audio"][0, :60], v["head"][0, :60], v["source"][0], FlowSampling(2, 1.0, 0.0), seeded(0)
+    )
+    long = sample_expression(network, v["audio"][0], v["head"][0], v["source"][0], FlowSampling(2, 1.0, 0.0), seeded(0))
     kept = 60 - 2 * network.reach_frames  # two steps
     torch.testing.assert_close(long[:kept], short[:kept], atol=2e-5, rtol=1e-5)
 
@@ -205,10 +209,10 @@ def test_guidance_one_ignores_the_unconditional() -> None:
     network = lively(A2VTransformer(A2V))
     assert isinstance(network, A2VTransformer)
     v = a2v_input(20)
-    make = partial(generate_expression, network, v["audio"][0], v["head"][0], v["source"][0], 2)
-    one, nothing = make(1.0, 0.5, seeded(1)), make(0.0, 0.5, seeded(1))
+    make = partial(sample_expression, network, v["audio"][0], v["head"][0], v["source"][0])
+    one, nothing = make(FlowSampling(2, 1.0, 0.5), seeded(1)), make(FlowSampling(2, 0.0, 0.5), seeded(1))
     other = torch.randn(20, 12, generator=seeded(17))
-    deaf = generate_expression(network, other, v["head"][0], v["source"][0], 2, 0.0, 0.5, seeded(1))
+    deaf = sample_expression(network, other, v["head"][0], v["source"][0], FlowSampling(2, 0.0, 0.5), seeded(1))
     torch.testing.assert_close(nothing, deaf)
     assert float((one - nothing).abs().max()) > 1e-3
 

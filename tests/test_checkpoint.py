@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY, random_bundle, write_preset
-from dawn.checkpoint import PARTS, file_sha256, find_preset, load_part, read_config, save_part, shipped_presets
-from dawn.config import FineConfig, PresetConfig, parse
-from dawn.engines.engine import load_bundle
+from dawn.checkpoint import file_sha256, find_preset, load_part, read_config, save_part, shipped_presets
+from dawn.config import FineConfig, LitePresetConfig, parse
+from dawn.engines.load import load_bundle
 from dawn.errors import CheckpointError, ConfigError, DawnError
 from dawn.models.lite.bundle import Bundle
 from dawn.pipeline import Dawn
@@ -39,7 +39,7 @@ def resign(folder: Path, part: str) -> None:
     edit_config(folder, lambda v: v["sha256"].update({part: file_sha256(folder / f"{part}.safetensors")}))
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", LitePresetConfig.PARTS)
 def test_part_saves_loads_and_compares(tmp_path: Path, part: str) -> None:
     saved = getattr(random_bundle(seed=1), part)
     save_part(tmp_path, part, saved, TINY)
@@ -54,15 +54,15 @@ def test_part_saves_loads_and_compares(tmp_path: Path, part: str) -> None:
 
 def test_every_parameter_is_in_the_preset(tiny_preset: Path) -> None:
     original = random_bundle().state_dict()
-    files = {part: load_file(tiny_preset / f"{part}.safetensors") for part in PARTS}
+    files = {part: load_file(tiny_preset / f"{part}.safetensors") for part in LitePresetConfig.PARTS}
     stored = {f"{part}.{key}": value for part, tensors in files.items() for key, value in tensors.items()}
     assert stored.keys() == original.keys()
     for key, value in stored.items():
         if value.is_floating_point():
             assert value.dtype == torch.float16
         torch.testing.assert_close(value.to(original[key].dtype), original[key], rtol=1e-3, atol=1e-6)
-    config = read_config(tiny_preset / "config.json", PresetConfig)
-    assert config.model_copy(update={"sha256": {}}) == TINY and set(config.sha256) == set(PARTS)
+    config = read_config(tiny_preset / "config.json", LitePresetConfig)
+    assert config.model_copy(update={"sha256": {}}) == TINY and set(config.sha256) == set(LitePresetConfig.PARTS)
 
 
 def flip_byte(folder: Path, part: str = "lfg") -> None:
@@ -161,7 +161,7 @@ def test_a_preset_shares_parts_with_the_one_beside_it(sharing: Path) -> None:
 
 def test_of_several_runs_the_mean_is_packed(sharing: Path, tmp_path: Path) -> None:
     config = load_bundle(sharing).config
-    assert isinstance(config, PresetConfig)
+    assert isinstance(config, LitePresetConfig)
     full = config.model_copy(update={"shares": None})
     runs = []
     for seed in (5, 6):
@@ -201,4 +201,4 @@ def test_sharing_with_nothing_is_refused(tiny_preset: Path, tmp_path: Path) -> N
         pack("p", {"lfg": tmp_path / "run"}, tmp_path / "p", shares="gone")
     assert not (tmp_path / "p").exists()
     with pytest.raises(ConfigError, match="shares"):
-        parse(PresetConfig, {"name": "p", "shares": "../elsewhere"}, "x")
+        parse(LitePresetConfig, {"name": "p", "shares": "../elsewhere"}, "x")

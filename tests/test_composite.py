@@ -22,6 +22,7 @@ from dawn.models.paper.bundle import PaperBundle
 from dawn.pipeline import Dawn
 from dawn.preprocess.crop import cut
 from dawn.rendering.composite import FullFrame, fit
+from dawn.rendering.draw import draw_frames
 from dawn.structs import Box, Face, ImageArray, Motion, Speech
 from media_files import decoded
 from test_paper_pipeline import SMALL
@@ -204,7 +205,7 @@ def test_video_of_full_frames(tiny_model: Dawn, portrait_path: Path, speech: Say
     assert (stacked(video) == frames).all()
     small = tiny_model(image, speech(2), frame="full", size=256)
     assert stacked(small).shape == (2, 212, 256, 3)
-    assert tiny_model.describe_full(small.full).endswith("photograph reduced from 482 x 401 px")  # type: ignore[arg-type]
+    assert small.comment.endswith("photograph reduced from 482 x 401 px")
     wrong = (
         ({"frame": "whole"}, "'whole': give crop or full"),
         ({"frame": "full", "size": 128}, "size 128.*256 to 2560"),
@@ -244,7 +245,7 @@ def test_published_model_hands_its_flow_over(portrait_face: Face) -> None:
     motion = Motion(
         np.zeros((2, 6), np.float32), np.zeros((2, 2), np.float32), latent.flatten(1).numpy(), f"flow-{side}"
     )
-    first, second = model.render_full(face, motion, FullFrame(image, face))
+    first, second = draw_frames(model.engine, face, motion, 64, FullFrame(image, face))
     centre = (slice(90, 150), slice(100, 160))
     assert np.abs(first[centre].astype(int) - image[centre]).mean() < 1
     assert np.abs(second[centre].astype(int) - np.roll(image, 10, axis=1)[centre]).mean() < 1

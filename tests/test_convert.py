@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dawn.apps.cli.main import main
-from dawn.checkpoint import PAPER_PARTS, read_config
+from dawn.checkpoint import read_config
 from dawn.config import PaperPresetConfig
 from dawn.errors import CheckpointError, ConfigError, OutputError
 from dawn.models.paper.pbnet import sinusoidal_positions
@@ -109,9 +109,9 @@ def test_a_preset_is_written(converted: Path) -> None:
     assert (config.blink.outputs, config.blink.width, config.blink.inner) == (2, 32, 64)
     assert {path.name for path in converted.iterdir()} == {
         "config.json",
-        *(f"{part}.safetensors" for part in PAPER_PARTS),
+        *(f"{part}.safetensors" for part in PaperPresetConfig.PARTS),
     }
-    assert set(config.sha256) == set(PAPER_PARTS)
+    assert set(config.sha256) == set(PaperPresetConfig.PARTS)
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,16 @@ from dawn.editing.edits import (
     scale_head,
 )
 from dawn.editing.take import HISTORY, Take
-from dawn.engines.engine import load_motion_space
+from dawn.engines.load import load_motion_space
 from dawn.errors import ConfigError, MotionError, OutputError
 from dawn.face.geometry import eye_aspect_ratio
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.paper.bundle import PaperBundle
-from dawn.pipeline import Dawn, Video
+from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
 from dawn.rendering.draw import DECODE_BATCH
 from dawn.structs import Face, Motion, Speech
+from dawn.video import Video
 from media_files import decoded
 from test_paper_pipeline import SMALL, FakeHubert
 
@@ -266,8 +267,8 @@ def test_eyes_are_seen_to_shut_and_to_stay_open(portrait_path: Path, speech_path
     """With the shipped model, tracked again on the frames that it draws."""
     model = Dawn.from_pretrained("lite-128", "cpu")
     video = model(portrait_path, speech_path, seed=1)
-    shut = video.showing(add_blink(video.motion, 0.4, video.face))
-    opened = shut.showing(remove_blinks(shut.motion, Region(0, len(video) / 25)))
+    shut = video.with_motion(add_blink(video.motion, 0.4, video.face))
+    opened = shut.with_motion(remove_blinks(shut.motion, Region(0, len(video) / 25)))
     seen = []
     with FaceTracker() as tracker:
         for each in (video, shut, opened):
@@ -320,7 +321,7 @@ def test_only_what_changed_is_drawn(video: Video, computed: list[int], tmp_path:
         assert np.flatnonzero(changed).tolist() == list(range(12, 23)) and this.missing == 11
         assert drawn(this) == list(range(12, 23)) and sorted(computed) == [8, 16]
         new = np.stack([this.frame(index) for index in range(44)])
-        assert (new == stacked(video.showing(edited))).all(), "as if drawn anew"
+        assert (new == stacked(video.with_motion(edited))).all(), "as if drawn anew"
         same = (new == np.stack(old)).all((1, 2, 3))
         assert same[~changed].all() and not same[changed].all()
 
@@ -333,7 +334,7 @@ def test_full_frames(full_video: Video, computed: list[int], tmp_path: Path) -> 
         changed = this.change(scale_expression(this.motion, Region(0.36, 0.5), 0))
         assert drawn(this) == [9, 10, 11, 12] and computed == [8]
         new = np.stack([this.frame(index) for index in range(20)])
-        assert (new == stacked(full_video.showing(this.motion))).all() and (new[~changed] == old[~changed]).all()
+        assert (new == stacked(full_video.with_motion(this.motion))).all() and (new[~changed] == old[~changed]).all()
 
 
 def test_drawing_may_be_given_up(video: Video, computed: list[int], tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_drawing_may_be_given_up(video: Video, computed: list[int], tmp_path: Pa
         this.change(scale_head(this.motion, Region(1, 1.2), 0))
         assert list(begun) == [], "it would go on with a motion that is gone"
         assert drawn(this) == [1, 2, 3, 4, *range(25, 30)]
-        assert (np.stack([this.frame(index) for index in range(44)]) == stacked(video.showing(this.motion))).all()
+        assert (np.stack([this.frame(index) for index in range(44)]) == stacked(video.with_motion(this.motion))).all()
 
 
 def test_changes_from_another_thread(video: Video, tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_changes_from_another_thread(video: Video, tmp_path: Path) -> None:
             for each in drawing:
                 each.result()
         list(this.draw())
-        assert (np.stack([this.frame(index) for index in range(44)]) == stacked(video.showing(this.motion))).all()
+        assert (np.stack([this.frame(index) for index in range(44)]) == stacked(video.with_motion(this.motion))).all()
 
 
 def test_one_frame(video: Video, computed: list[int], tmp_path: Path) -> None:
@@ -411,7 +412,7 @@ def test_reroll(video: Video, tiny_model: Dawn, speech: Say, tmp_path: Path) -> 
         other = tiny_model("x.png", speech(44), seed=7).motion
         assert np.array_equal(this.motion.expression[15:25], other.expression[15:25])
         list(this.draw())
-        assert (np.stack([this.frame(index) for index in range(44)]) == stacked(video.showing(this.motion))).all()
+        assert (np.stack([this.frame(index) for index in range(44)]) == stacked(video.with_motion(this.motion))).all()
         with pytest.raises(ConfigError, match="seed = -1"):
             this.reroll(Region(0.4, 1.2), -1)
         with pytest.raises(ConfigError, match="reaches outside"):
@@ -431,7 +432,7 @@ def test_the_published_model_can_be_rerolled(
         changed = this.reroll(Region(0.2, 0.4), 2)
         assert np.flatnonzero(changed).tolist() == [5, 6, 7, 8, 9] and drawn(this) == [5, 6, 7, 8, 9]
         new = np.stack([this.frame(index) for index in range(20)])
-        assert (new == stacked(video.showing(this.motion))).all() and (new[~changed] == old[~changed]).all()
+        assert (new == stacked(video.with_motion(this.motion))).all() and (new[~changed] == old[~changed]).all()
         assert (new[changed] != old[changed]).any()
 
 

@@ -18,7 +18,7 @@ from conftest import refused
 from dawn import DEFAULT_PRESET
 from dawn.apps.cli.main import main
 from dawn.checkpoint import load_mean_face
-from dawn.engines.engine import load_bundle
+from dawn.engines.load import load_bundle
 from dawn.errors import ConfigError, InputError
 from dawn.measures import picture
 from dawn.measures.intervals import bootstrap_interval

@@ -15,7 +15,7 @@ from dawn.research.evaluation import figures, report, spoken
 from dawn.research.evaluation import minute as long
 from dawn.research.evaluation.bench import Bench, EvalClip, Shown, scaled, track
 from dawn.research.evaluation.table import _cell, _number
-from dawn.structs import LANDMARK_COUNT, FloatArray, ImageArray, TrackedFace
+from dawn.structs import LANDMARK_COUNT, FloatArray, ImageArray, Motion, TrackedFace
 from eval_material import FRAMES, BrightnessTracker, clip, random_tools
 
 
@@ -29,12 +29,12 @@ def test_true_pose_moves_the_head_as_the_clip_does(tiny_model: Any, tools: figur
     subject = clip("c", "a", seed=2)
 
     class Catching(Bench):
-        def show(self, clip: EvalClip, driving: torch.Tensor) -> Shown:
+        def show(self, clip: EvalClip, motion: Motion) -> Shown:
+            driving = self.engine.landmarks(clip.face, motion, 0, len(motion))
             return Shown(clip.frames, driving.numpy(), np.ones(len(driving), bool))
 
-    bench = Catching("tiny", tiny_model.bundle, BrightnessTracker(), [subject], lambda *_: None)  # type: ignore[arg-type]
-    posed = spoken.motion_in_true_pose(bench.bundle, subject, seed=0)
-    shown = spoken.show_in_true_pose(bench, subject, posed.turn, posed.made)
+    bench = Catching("tiny", tiny_model.engine, BrightnessTracker(), [subject], lambda *_: None)  # type: ignore[arg-type]
+    shown = bench.show(subject, spoken.move_in_true_pose(tiny_model.engine, subject, seed=0).made)
     made = remove_pose(torch.from_numpy(shown.landmarks), load_mean_face())[1]
     true = remove_pose(torch.from_numpy(subject.landmarks), load_mean_face())[1]
     spread = np.ptp(true[:, 4].numpy())

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from dawn.checkpoint import load_mean_face, load_part, save_part
 from dawn.config import MotionSpaceConfig
-from dawn.engines.rules import CLOSING, CLOSING_BELOW, keep_lips_apart
+from dawn.engines.rules import close_lips
 from dawn.face import mesh as lm
-from dawn.face.geometry import lip_aperture, remove_pose
+from dawn.face.geometry import lip_aperture, part_lips, remove_pose
 from dawn.models.lite.motion_space import MotionSpace, split_landmarks
+from dawn.rules_config import LipRules
 
 CONFIG = MotionSpaceConfig(lower=5, upper=3)
 
@@ -141,19 +142,19 @@ def test_small_openings_close_and_wide_ones_stay(space: MotionSpace) -> None:
     wide = float(lip_aperture(open_face()))
     code = torch.linspace(-1.5 * wide, 0.1, 40)[:, None] * space.opening_direction()
     code[:, space.upper] = torch.randn(40, space.config.upper, generator=torch.Generator().manual_seed(1))
-    shapes = [space.shapes(x, open_face()) for x in (code, space.close_lips(code, open_face()))]
+    shapes = [space.shapes(x, open_face()) for x in (code, close_lips(code, open_face(), space, LipRules()))]
     before, after = (lip_aperture(x) for x in shapes)
     upper, lower = zip(*lm.INNER_LIP_PAIRS, strict=True)
     apart = (shapes[1][:, lower, 1] - shapes[1][:, upper, 1] > 1e-4).all(
         1
     )  # made-up motion lets single pairs meet early
-    wanted = before - CLOSING * torch.exp(-(before / CLOSING_BELOW).square())
+    wanted = before - LipRules().closing * torch.exp(-(before / LipRules().closing_below).square())
     assert int(apart.sum()) > 10
     torch.testing.assert_close(after[apart], wanted[apart], atol=2e-3, rtol=0)
     assert float((after - before)[before > 0.15].abs().max()) < 1e-3 and float((after - before).max()) < 1e-3
     assert float((before - after).max()) > 1e-3
     assert (after.diff() > -1e-4).all(), "the order of openings is kept"
-    assert torch.equal(space.close_lips(code, open_face())[:, space.upper], code[:, space.upper])
+    assert torch.equal(close_lips(code, open_face(), space, LipRules())[:, space.upper], code[:, space.upper])
 
 
 def test_crossing_lips_meet_in_the_middle() -> None:
@@ -161,7 +162,7 @@ def test_crossing_lips_meet_in_the_middle() -> None:
     for upper, lower in lm.ALL_INNER_LIP_PAIRS:
         face[0, upper, 1], face[0, lower, 1] = 0.3, 0.1  # crossed: upper below lower
         face[1, upper, 1], face[1, lower, 1] = 0.1, 0.3
-    out = keep_lips_apart(face)
+    out = part_lips(face)
     for upper, lower in lm.ALL_INNER_LIP_PAIRS:
         assert float(out[0, upper, 1]) == pytest.approx(0.2) == float(out[0, lower, 1])
     assert torch.equal(out[1], face[1])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import dawn.engines.paper
 from conftest import stacked
 from dawn.apps.cli.main import main
-from dawn.checkpoint import PAPER_PARTS, assemble
+from dawn.checkpoint import assemble
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, RegionsConfig, UNetConfig
 from dawn.diffusion.gaussian import cosine_schedule, ddim, ddim_times, dpm_solver, dpm_times
 from dawn.errors import CheckpointError, ConfigError, MotionError
@@ -176,7 +176,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     bundle = PaperBundle(SMALL)
     folder = tmp_path_factory.mktemp("paper") / "paper-64"
-    assemble(SMALL, {part: getattr(bundle, part) for part in PAPER_PARTS}, folder, half=False)
+    assemble(SMALL, {part: getattr(bundle, part) for part in PaperPresetConfig.PARTS}, folder, half=False)
     return folder
 
 
@@ -189,7 +189,7 @@ def model(preset: Path, monkeypatch: pytest.MonkeyPatch, prepared_once: None) ->
 def test_weights_come_back_exactly(preset: Path, model: Dawn) -> None:
     torch.manual_seed(0)
     made = PaperBundle(SMALL)
-    for part in PAPER_PARTS:
+    for part in PaperPresetConfig.PARTS:
         stored, own = load_file(preset / f"{part}.safetensors"), getattr(made, part).state_dict()
         assert stored.keys() == own.keys() and all(torch.equal(stored[key], own[key]) for key in own), part
 
@@ -257,7 +257,7 @@ def test_what_the_published_model_cannot_do_is_said(
 ) -> None:
     with pytest.raises(ConfigError, match=r"expression 0\.5"):
         model("x.png", speech(5), expression=0.5)
-    with pytest.raises(ConfigError, match="lite-128"):
+    with pytest.raises(ConfigError, match="lite-256"):
         model.engine.transfer(torch.zeros(3, 478, 3), portrait_face)
     with pytest.raises(ConfigError, match="landmarks"):
         model.landmarks(portrait_face, model("x.png", speech(5), steps=2).motion, 0, 1)

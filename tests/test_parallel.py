@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from dawn.rendering.parallel import MAX_WORKERS, cpu_workers, in_order
+from dawn.rendering.parallel import MAX_WORKERS, count_workers, map_in_order
 
 
 def names() -> list[str]:
@@ -21,8 +21,8 @@ def test_results_come_in_order(workers: int) -> None:
         time.sleep(0.02 if item % 3 == 0 else 0)
         return item * item
 
-    assert list(in_order(late, range(20), workers)) == [item * item for item in range(20)]
-    assert list(in_order(late, [], workers)) == [] and not names()
+    assert list(map_in_order(late, range(20), workers)) == [item * item for item in range(20)]
+    assert list(map_in_order(late, [], workers)) == [] and not names()
 
 
 def test_they_work_side_by_side_and_not_far_ahead() -> None:
@@ -33,7 +33,7 @@ def test_they_work_side_by_side_and_not_far_ahead() -> None:
         together.wait(60)
         return item
 
-    results = in_order(meet, range(30), 3)
+    results = map_in_order(meet, range(30), 3)
     assert begun == [] and not names(), "nothing before it is asked for"
     assert next(results) == 0 and set(begun) >= {0, 1, 2} and max(begun) <= 3
     together.abort()
@@ -51,7 +51,7 @@ def test_an_error_comes_when_its_turn_comes(workers: int) -> None:
             raise ValueError("two")
         return item
 
-    results = in_order(work, range(50), workers)
+    results = map_in_order(work, range(50), workers)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(results)
@@ -59,27 +59,27 @@ def test_an_error_comes_when_its_turn_comes(workers: int) -> None:
 
 
 def test_one_worker_is_the_caller() -> None:
-    assert set(in_order(lambda _: threading.current_thread(), range(3), 1)) == {threading.current_thread()}
+    assert set(map_in_order(lambda _: threading.current_thread(), range(3), 1)) == {threading.current_thread()}
 
 
 def test_workers_share_the_threads_of_torch() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        assert cpu_workers() == 4
+        assert count_workers() == 4
         product = torch.ones(64, 64)
 
         def threads(_: int) -> int:
             (product @ product).sum()  # torch asks for the process's number when it first works in a thread
             return torch.get_num_threads()
 
-        assert set(in_order(threads, range(8), 2)) == {2} and set(in_order(threads, range(8), 4)) == {1}
+        assert set(map_in_order(threads, range(8), 2)) == {2} and set(map_in_order(threads, range(8), 4)) == {1}
         fresh: list[int] = []
         later = threading.Thread(target=lambda: fresh.append(threads(0)))
         later.start()
         later.join()
         assert torch.get_num_threads() == 4 and fresh == [4]
         torch.set_num_threads(3 * MAX_WORKERS)
-        assert cpu_workers() == MAX_WORKERS
+        assert count_workers() == MAX_WORKERS
     finally:
         torch.set_num_threads(before)

@@ -15,11 +15,11 @@ import dawn.engines.lite
 import dawn.pipeline
 from conftest import stacked
 from dawn import media
-from dawn.engines.lite import generate_motion
 from dawn.errors import ConfigError, MotionError, NoFaceError
 from dawn.media.motion_json import load_motion, save_motion
 from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn
+from dawn.rendering.placement import Placement
 from dawn.structs import FPS, Face, Motion, Speech
 from media_files import decoded, noise
 
@@ -76,16 +76,21 @@ def test_chunks_equal_the_whole(
 ) -> None:
     import torch
 
-    features = tiny_model.bundle.audio.encode(torch.from_numpy(speech(frames).samples), frames)
-    whole = generate_motion(tiny_model.bundle, features, portrait_face, GenerateOptions(seed=1))
+    samples = torch.from_numpy(speech(frames).samples)
+    features = tiny_model.engine.features(samples, frames)
+
+    def generate() -> Motion:
+        return tiny_model.engine.generate(features, samples, portrait_face, GenerateOptions(seed=1), lambda done: None)
+
+    whole = generate()
     monkeypatch.setattr(dawn.models.attention.chunks, "__defaults__", (16,))
-    parts = generate_motion(tiny_model.bundle, features, portrait_face, GenerateOptions(seed=1))
+    parts = generate()
     for name in ("pose", "blink", "expression"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)
     # The test can fail: without context the chunks do not know each other.
     if frames > 16:
         monkeypatch.setattr(type(tiny_model.bundle.a2v), "reach_frames", 0)
-        blind = generate_motion(tiny_model.bundle, features, portrait_face, GenerateOptions(seed=1))
+        blind = generate()
         assert np.abs(blind.expression - whole.expression).max() > 1e-4
 
 
@@ -119,7 +124,7 @@ def test_frames_are_decoded_as_they_are_read(
 
     monkeypatch.setattr(tiny_model.bundle.lfg, "redraw", counting)
     video = tiny_model("x.png", speech(100))
-    monkeypatch.setattr(dawn.pipeline, "cpu_workers", lambda: workers)
+    monkeypatch.setattr(dawn.rendering.draw, "count_workers", lambda: workers)
     assert not rendered
     frames = iter(video)
     for _ in range(9):
@@ -135,7 +140,7 @@ def test_workers_draw_the_same_frames(
         video = tiny_model(media.read_image(portrait_path), speech(30), **options)
         made = []
         for workers in (1, 3):
-            monkeypatch.setattr(dawn.pipeline, "cpu_workers", lambda workers=workers: workers)
+            monkeypatch.setattr(dawn.rendering.draw, "count_workers", lambda workers=workers: workers)
             made.append(stacked(video).astype(int))
         assert np.abs(made[0] - made[1]).max() <= 1 and made[0].std() > 1
 
@@ -167,43 +172,43 @@ def test_again_is_another_motion_of_the_same_portrait_and_sound(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("prepared twice")
 
-    monkeypatch.setattr(Dawn, "prepare", never)
+    monkeypatch.setattr(dawn.rendering.placement, "face_from", never)
     monkeypatch.setattr(media, "read_speech", never)
-    from_given = given.again(seed=5)
+    from_given = given.regenerate(seed=5)
     monkeypatch.setattr(tiny_model.engine, "features", never)
-    for again in (first.again(seed=5), from_given, from_given.again(seed=3).again(seed=5)):
+    for again in (first.regenerate(seed=5), from_given, from_given.regenerate(seed=3).regenerate(seed=5)):
         assert again.motion.info == {"preset": "tiny-64", "seed": "5"} and again.options == fresh.options
         assert (stacked(again) == stacked(fresh)).all() and again.face is first.face
     assert again.speech == given.speech
     assert set(again.watch.seconds) == {"audio in", "track", "audio features", "motion", "decode"}
     with pytest.raises(ConfigError, match="steps = 0"):
-        first.again(steps=0)
+        first.regenerate(steps=0)
 
 
 def test_features_of_long_speech_are_not_kept(tiny_model: Dawn, speech: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dawn.pipeline, "KEPT_FEATURES", 9)
+    monkeypatch.setattr(dawn.video, "KEPT_FEATURES", 9)
     sound = speech(10)
     first, fresh = (tiny_model("x.png", sound, seed=seed, steps=2) for seed in (1, 5))
-    again = first.again(seed=5)
+    again = first.regenerate(seed=5)
     assert first._features is None and again._features is None
     assert (again.motion.expression == fresh.motion.expression).all()
 
 
 def test_showing_another_motion(tiny_model: Dawn, speech: Say) -> None:
     video, other = (tiny_model("x.png", speech(12), seed=seed) for seed in (1, 2))
-    shown = video.showing(other.motion)
+    shown = video.with_motion(other.motion)
     assert (stacked(shown) == stacked(other)).all() and shown.speech is video.speech
-    assert (stacked(shown.again(seed=1)) == stacked(video)).all()
+    assert (stacked(shown.regenerate(seed=1)) == stacked(video)).all()
     with pytest.raises(MotionError, match="9 frames, the video 12: give one of the same length"):
-        video.showing(other.motion.at(slice(9)))
+        video.with_motion(other.motion.at(slice(9)))
     with pytest.raises(MotionError, match=r"7 coefficients"):
-        video.showing(replace(other.motion, expression=other.motion.expression[:, :7]))
+        video.with_motion(replace(other.motion, expression=other.motion.expression[:, :7]))
 
 
 def test_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, speech: Say) -> None:
     video = tiny_model("x.png", speech(11))
     eights = stacked(video).astype(int)
-    monkeypatch.setattr(dawn.pipeline, "DECODE_BATCH", 3)
+    monkeypatch.setattr(dawn.rendering.draw, "DECODE_BATCH", 3)
     assert np.abs(stacked(video).astype(int) - eights).max() <= 1
 
 
@@ -211,9 +216,10 @@ def test_size(tiny_model: Dawn, speech: Say, portrait_path: Path) -> None:
     video = tiny_model(media.read_image(portrait_path), speech(5), size=256)
     large = stacked(video)
     assert large.shape == (5, 256, 256, 3) and video.full is not None
-    assert tiny_model.describe_full(video.full) == "preset tiny-64, 64 px square at 256 px in the photograph"
-    assert tiny_model.describe(32) == "preset tiny-64, 64 px reduced to 32 px"
-    assert tiny_model.describe(64) == "preset tiny-64"
+    assert video.comment.endswith("preset tiny-64, 64 px square at 256 px in the photograph")
+    small = Placement(video.face, 32)
+    assert small.describe(tiny_model.engine) == "preset tiny-64, 64 px reduced to 32 px"
+    assert Placement(video.face, 64).describe(tiny_model.engine) == "preset tiny-64"
     with pytest.raises(ConfigError, match=r"size 100.*128, 256, 512"):
         tiny_model("x.png", speech(5), size=100)
 
@@ -221,8 +227,8 @@ def test_size(tiny_model: Dawn, speech: Say, portrait_path: Path) -> None:
 def test_a_preset_says_what_side_is_shown(
     tiny_model: Dawn, speech: Say, portrait_path: Path, portrait_face: Face, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_model.bundle.config.model_copy(update={"shown_size_px": 128})
-    monkeypatch.setattr(tiny_model.bundle, "config", config)
+    config = tiny_model.config.model_copy(update={"shown_size_px": 128})
+    monkeypatch.setattr(tiny_model.engine, "config", config)
     picture, sides = media.read_image(portrait_path), {"size": None, "frame": "crop"}
     assert tiny_model(picture, speech(3)).width == 128 and tiny_model(picture, speech(3), size=256).width == 256
     assert tiny_model(portrait_face, speech(3)).width == 64, "a face without its photograph"
@@ -264,7 +270,7 @@ def test_options_are_checked(tiny_model: Dawn, speech: Say) -> None:
         with pytest.raises(ConfigError, match=message):
             tiny_model("x.png", speech(5), **options)
     with pytest.raises(ConfigError, match=r"device 'abacus'.*use auto or cpu"):
-        dawn.engines.engine.pick_device("abacus")
+        dawn.engines.load.pick_device("abacus")
 
 
 def driving_video(path: Path, portrait: Path, frames: int) -> Path:
@@ -293,8 +299,8 @@ def test_drive(tiny_model: Dawn, portrait_path: Path, tmp_path: Path) -> None:
     video.save(tmp_path / "out.mp4")
     assert decoded(tmp_path / "out.mp4")["samples"] is None
     with pytest.raises(ConfigError, match="another video's, not generated"):
-        video.again(seed=2)
-    assert (stacked(video.showing(video.motion)) == frames).all()
+        video.regenerate(seed=2)
+    assert (stacked(video.with_motion(video.motion)) == frames).all()
 
 
 def test_drive_without_a_face(tiny_model: Dawn, tmp_path: Path) -> None:

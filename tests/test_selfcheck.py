@@ -22,8 +22,9 @@ from dawn.checks.retry import SeedScore, best_seed, seed_words, spoken_part, syn
 from dawn.errors import CheckpointError, InputError, OutputError
 from dawn.measures import sync
 from dawn.models.judges.sync import LagDistances
-from dawn.pipeline import Dawn, Video
+from dawn.pipeline import Dawn
 from dawn.structs import Box, ImageArray, Speech
+from dawn.video import Video
 from eval_material import BrightnessTracker, PixelsAsIdentity, random_tools
 
 FRAMES = 750

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from dawn.engines.lite import generate_motion
 from dawn.face.geometry import eye_aspect_ratio, lip_aperture
 from dawn.media import read_speech
 from dawn.options import GenerateOptions
-from dawn.pipeline import Dawn, Video
+from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
+from dawn.rendering.placement import Placement
 from dawn.structs import FPS, SPEECH_RATE_HZ, Face, Speech
+from dawn.video import Video
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PAUSE = slice(round(3.25 * FPS), round(3.5 * FPS))
@@ -74,8 +75,9 @@ def test_other_words_give_other_lips(model: Dawn, spoken: Video, face: Face) -> 
 
 def test_heads_sway_and_eyes_blink_at_a_natural_rate(model: Dawn, face: Face) -> None:
     samples = np.resize(read_speech(EXAMPLES / "speech.wav").samples, 120 * SPEECH_RATE_HZ)
-    features = model.bundle.audio.encode(torch.from_numpy(samples), 120 * FPS)
-    motion = generate_motion(model.bundle, features, face, GenerateOptions(seed=5))
+    sound = torch.from_numpy(samples)
+    features = model.engine.features(sound, 120 * FPS)
+    motion = model.engine.generate(features, sound, face, GenerateOptions(seed=5), lambda done: None)
     assert 0.5 < motion.pose[:, :3].std(0).mean() < 5, "degrees"
     assert np.abs(np.diff(motion.pose[:, :3], axis=0)).mean() < 0.5, "degrees a frame"
     shut = motion.blink.mean(1) < -0.4 * float(face.blink.mean())
@@ -114,7 +116,7 @@ def test_the_larger_preset_is_the_same_face_and_sharper(model: Dawn, spoken: Vid
     assert np.abs(reduced[0] - reduced[1]).mean() < 0.02
     small = np.stack(list(large.render(video.face, spoken.motion.at(pick), 128))).astype(float) / 255
     assert small.shape == (5, 128, 128, 3) and np.abs(small - reduced[0]).mean() < 0.02
-    assert large.describe(128) == "preset lite-256, 256 px reduced to 128 px"
+    assert Placement(video.face, 128).describe(large.engine) == "preset lite-256, 256 px reduced to 128 px"
 
 
 def test_larger_pictures_have_the_portraits_own_detail(model: Dawn, spoken: Video) -> None:

@@ -1,7 +1,7 @@
 """Weights and configuration on disk: safetensors and JSON, loaded strictly; others' pickles are read without running them.
 
-A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of ``PARTS``; parts may be
-shared with the preset beside it that the configuration names. Training writes single parts (``<part>.safetensors`` +
+A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of its ``PARTS``. Parts may
+be shared with the preset beside it that the configuration names. Training writes single parts (``<part>.safetensors`` +
 ``<part>.json``); ``assemble`` makes a preset of them.
 """
 
@@ -21,11 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dawn.config import Model, PaperPresetConfig, PresetConfig, parse
+from dawn.config import LitePresetConfig, Model, PaperPresetConfig, parse, parse_preset
 from dawn.errors import CheckpointError, ConfigError
 
-PARTS = ("audio", "a2v", "lfg", "motion", "pbnet")
-PAPER_PARTS = ("blink", "lfg", "mask", "pose", "unet")
 MAX_WEIGHT_BYTES = 4 << 30
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -65,13 +63,10 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); get the file again") from error
 
 
-def read_preset(folder: Path) -> PresetConfig | PaperPresetConfig:
-    """A preset's configuration, of whichever kind it is. Raises CheckpointError, ConfigError."""
+def read_preset(folder: Path) -> LitePresetConfig | PaperPresetConfig:
+    """Read a preset's configuration, of whichever kind it is. Raises CheckpointError, ConfigError."""
     path = folder / "config.json"
-    values = _read_json(path)
-    if isinstance(values, dict) and values.get("kind") == "paper":
-        return parse(PaperPresetConfig, values, str(path))
-    return parse(PresetConfig, values, str(path))
+    return parse_preset(_read_json(path), str(path))
 
 
 def part_path(folder: Path, part: str, shares: str | None = None) -> Path:
@@ -173,7 +168,7 @@ def load_part(folder: Path, part: str, network: nn.Module) -> None:
 
 
 def assemble(
-    preset: PresetConfig | PaperPresetConfig,
+    preset: LitePresetConfig | PaperPresetConfig,
     networks: dict[str, nn.Module],
     folder: Path,
     half: bool = True,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from dawn.errors import ConfigError
-from dawn.structs import FPS
+from dawn.rules_config import RulesConfig
+from dawn.structs import FPS, Strict
 
 Model = TypeVar("Model", bound=BaseModel)
 Precision = Literal["float32", "bfloat16"]
 MAX_AUDIO_WINDOW_S = 30.0
 """Whisper has no positions beyond this."""
-
-
-class Strict(BaseModel):
-    """Frozen, refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DetailConfig(Strict):
@@ -124,6 +119,11 @@ class AudioConfig(Strict):
         if not 0 <= self.overlap_s <= self.window_s / 2:
             raise ValueError(f"overlap_s {self.overlap_s}: give 0 to half of window_s {self.window_s}")
         return self
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers that describe a video frame: two vectors of each layer used."""
+        return 2 * self.width * len(self.layers_used)
 
     @property
     def window_frames(self) -> int:
@@ -276,10 +276,12 @@ class PaperSamplerConfig(Strict):
     """Of the A2V network. bfloat16 halves what a clip takes in memory and is quick where the machine has units for it."""
 
 
-class PresetConfig(Strict):
+class LitePresetConfig(Strict):
     """All that defines a shipped or trained model."""
 
+    PARTS: ClassVar[tuple[str, ...]] = ("audio", "a2v", "lfg", "motion", "pbnet")
     name: str
+    kind: Literal["lite"] = "lite"
     format_version: Literal[1] = 1
     lfg: LFGConfig = LFGConfig()
     motion: MotionSpaceConfig = MotionSpaceConfig()
@@ -287,6 +289,7 @@ class PresetConfig(Strict):
     a2v: A2VConfig = A2VConfig()
     pbnet: PBNetConfig = PBNetConfig()
     sampler: SamplerConfig = SamplerConfig()
+    rules: RulesConfig = RulesConfig()
     shown_size_px: Literal[128, 256, 512] | None = None
     """Side of the pictures that are made of a photograph, if nobody asks for another; None: the networks' own."""
     shares: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -294,10 +297,22 @@ class PresetConfig(Strict):
     sha256: dict[str, str] = Field(default_factory=dict)
     """Checksums of the weight files."""
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        heard, motion = self.audio.feature_size, self.motion.size
+        _check_fit(
+            ("a2v.audio_size", self.a2v.audio_size, "audio's features", heard),
+            ("pbnet.audio_size", self.pbnet.audio_size, "audio's features", heard),
+            ("a2v.motion_size", self.a2v.motion_size, "motion's coefficients", motion),
+            ("a2v.source_size", self.a2v.source_size, "motion's coefficients and two more", motion + 2),
+        )
+        return self
+
 
 class PaperPresetConfig(Strict):
     """All that defines a converted preset of the published model."""
 
+    PARTS: ClassVar[tuple[str, ...]] = ("blink", "lfg", "mask", "pose", "unet")
     name: str
     kind: Literal["paper"] = "paper"
     format_version: Literal[1] = 1
@@ -308,15 +323,63 @@ class PaperPresetConfig(Strict):
     hubert: str = "facebook/hubert-large-ls960-ft"
     """Folder or hub name of the speech encoder, which is not converted."""
     sampler: PaperSamplerConfig = PaperSamplerConfig()
+    rules: RulesConfig = RulesConfig()
+    """Only those on tone and composite act: the published networks have no others."""
+    shown_size_px: None = None
+    """Shown at the networks' own size."""
+    shares: None = None
     sha256: dict[str, str] = Field(default_factory=dict)
     """Checksums of the weight files."""
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        heard = self.unet.audio_size
+        _check_fit(
+            ("pose.audio_size", self.pose.audio_size, "unet.audio_size", heard),
+            ("blink.audio_size", self.blink.audio_size, "unet.audio_size", heard),
+            ("pose.outputs", self.pose.outputs, "unet.pose_size", self.unet.pose_size),
+            ("blink.outputs", self.blink.outputs, "unet.eye_size", self.unet.eye_size),
+            ("unet.latent_size", self.unet.latent_size, "a quarter of lfg.image_size_px", self.lfg.latent_size),
+        )
+        return self
+
+
+def _check_fit(*pairs: tuple[str, int, str, int]) -> None:
+    """Refuse parts that cannot work together. Raises ValueError that names both numbers."""
+    for name, value, other, wanted in pairs:
+        if value != wanted:
+            raise ValueError(f"{name} is {value}, {other} are {wanted}: use parts that were trained together")
+
+
+def _kind(values: Any) -> Any:
+    """A preset's kind; files older than the field are lite."""
+    return values.get("kind", "lite") if isinstance(values, dict) else getattr(values, "kind", None)
+
+
+PresetConfig = Annotated[
+    Annotated[LitePresetConfig, Tag("lite")] | Annotated[PaperPresetConfig, Tag("paper")], Discriminator(_kind)
+]
+"""A preset of whichever kind it is."""
+_PRESETS: TypeAdapter[LitePresetConfig | PaperPresetConfig] = TypeAdapter(PresetConfig)
+
+
+def parse_preset(values: object, where: str) -> LitePresetConfig | PaperPresetConfig:
+    """Validate a preset's configuration. Raises ConfigError with one line that names the first wrong key."""
+    try:
+        return _PRESETS.validate_python(values)
+    except ValidationError as error:  # the first place is the kind
+        raise _config_error(error, where, 1) from error
+
 
 def parse(kind: type[Model], values: object, where: str) -> Model:
-    """Validate values; raises ConfigError with one line that names the first wrong key."""
+    """Validate values. Raises ConfigError with one line that names the first wrong key."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(root)"
-        raise ConfigError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}") from error
+        raise _config_error(error, where) from error
+
+
+def _config_error(error: ValidationError, where: str, skip: int = 0) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"][skip:]) or "(root)"
+    return ConfigError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}")

@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 """(stage, done, total)."""
 
 
-def _quiet(stage: str, done: int, total: int) -> None:
+def ignore_progress(stage: str, done: int, total: int) -> None:
     pass
 
 

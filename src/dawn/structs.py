@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 FPS = 25
 """Frames per second of everything that is generated."""
@@ -32,6 +33,12 @@ BLINK_SIZE = len(BLINK_NAMES)
 
 FloatArray = NDArray[np.float32]
 ImageArray = NDArray[np.uint8]
+
+
+class Strict(BaseModel):
+    """Base of configurations: frozen, refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from dawn import __version__, media
-from dawn.checkpoint import PARTS, file_sha256, find_preset, part_path, read_config, shipped_presets
-from dawn.config import PresetConfig
-from dawn.engines.engine import pick_device
+from dawn.checkpoint import file_sha256, find_preset, part_path, read_preset, shipped_presets
+from dawn.engines.load import pick_device
 from dawn.errors import CheckpointError
 from dawn.face.geometry import apply_pose, eye_aspect_ratio
 from dawn.options import GenerateOptions
@@ -105,14 +104,14 @@ def _encoding() -> str:
 def _files(name: str) -> str:
     """Checksums of every part of a preset."""
     folder = find_preset(name)
-    config = read_config(folder / "config.json", PresetConfig)
+    config = read_preset(folder)
     size = 0
-    for part in PARTS:
+    for part in config.PARTS:
         path = part_path(folder, part, config.shares)
         if not path.is_file() or file_sha256(path) != config.sha256.get(part):
             raise CheckpointError(f"{path} is missing or differs from its checksum; install the package again")
         size += path.stat().st_size
-    return f"{len(PARTS)} parts, {size / 1e6:.1f} MB, checksums right"
+    return f"{len(config.PARTS)} parts, {size / 1e6:.1f} MB, checksums right"
 
 
 def _runs(name: str) -> str:

@@ -18,7 +18,7 @@ from dawn import media
 from dawn.checkpoint import load_mean_face
 from dawn.checks.findings import Finding, Section, as_json, as_words, judged, verdict
 from dawn.checks.speech import activity
-from dawn.engines.rules import quiet_share
+from dawn.engines.rules import measure_quiet
 from dawn.errors import AudioError
 from dawn.face.geometry import eye_aspect_ratio, remove_pose
 from dawn.measures import identity, lips, motion, sync
@@ -28,13 +28,14 @@ from dawn.measures.motion import runs
 from dawn.media.files import FilePath, write_json
 from dawn.models.judges.sface import EMBEDDING_SIZE, SFace, default_sface_path, load_sface
 from dawn.models.judges.sync import MAX_LAG_FRAMES, MIN_CLIP_FRAMES, LagDistances, SyncJudge
-from dawn.pipeline import Video
 from dawn.preprocess.crop import crop_box, cut, to_crop_units
 from dawn.preprocess.portrait import find_faces
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress
 from dawn.research.evaluation.bench import TRACK_SIZE_PX
+from dawn.rules_config import SilenceRules
 from dawn.structs import FPS, FRAME_SAMPLES, LANDMARK_COUNT, MS_PER_FRAME, Box, FloatArray, ImageArray
+from dawn.video import Video
 
 Float64Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -237,7 +238,7 @@ def lag_sums(piece: Piece, samples: FloatArray, judge: SyncJudge) -> Float64Arra
     count = len(piece.crops)
     sums = np.zeros((2, 2 * MAX_LAG_FRAMES + 1))
     heard = np.full(count, bool(np.any(samples) and piece.found.any()))
-    for start, stop in runs(quiet_share(torch.from_numpy(samples), count).numpy() > 0.5):
+    for start, stop in runs(measure_quiet(torch.from_numpy(samples), count, SilenceRules()).numpy() > 0.5):
         heard[start:stop] &= stop - start < FPS
     for start, stop in runs(heard):
         if stop - start >= MIN_CLIP_FRAMES:

@@ -12,10 +12,11 @@ from dawn.errors import InputError
 from dawn.measures import sync
 from dawn.media.files import FilePath
 from dawn.models.judges.sync import MAX_LAG_FRAMES, MIN_CLIP_FRAMES, LagDistances, SyncJudge
-from dawn.pipeline import Dawn, Video
+from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress
 from dawn.structs import FRAME_SAMPLES, Box, FloatArray
+from dawn.video import Video
 
 SEED_FRAMES = PIECE_FRAMES
 """So much of each seed's video is drawn to compare it, where most is said."""
@@ -78,7 +79,7 @@ def best_seed(
         )
     with FaceTracker() as tracker:
         for seed in range(first, first + count):
-            video = video if seed == first else video.again(seed=seed)
+            video = video if seed == first else video.regenerate(seed=seed)
             scores.append(SeedScore(seed, seed_score(model, video, judge, tracker)))
             # Of equal scores ``max`` gives the first, so that a video once kept is only left for a better one.
             if max(scores, key=_worth) is scores[-1]:

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dawn.checks.findings import Finding, judged
-from dawn.engines.rules import QUIET_DBFS
 from dawn.measures.motion import runs
+from dawn.rules_config import SilenceRules
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, Speech
 
 Float64Array = NDArray[np.float64]
 
+QUIET_DBFS = SilenceRules().level_dbfs
+"""Below it the mouth is shut anyway."""
 BLOCK = SPEECH_RATE_HZ // 50
 """Levels are measured in blocks of 20 ms."""
 BLOCKS_A_SECOND = SPEECH_RATE_HZ / BLOCK

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dawn import media
 from dawn.checkpoint import load_mean_face
-from dawn.engines.engine import load_motion_space
+from dawn.engines.load import load_motion_space
 from dawn.errors import AudioError, ConfigError, DawnError, NoFaceError
 from dawn.face.geometry import eye_aspect_ratio, remove_pose
 from dawn.measures.lips import lip_aperture

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dawn.engines.engine import load_motion_space
-from dawn.engines.rules import SHUT_EAR
+from dawn.engines.load import load_motion_space
 from dawn.errors import ConfigError, DawnError, MotionError
 from dawn.face import mesh as lm
 from dawn.measures.motion import runs
 from dawn.models.lite.motion_space import MotionSpace
+from dawn.rules_config import BlinkRules
 from dawn.structs import FPS, Face, Motion
 
 Array = NDArray[Any]
@@ -110,7 +110,7 @@ def add_blink(motion: Motion, at_s: float, face: Face, space: MotionSpace | None
     own = _lid_gaps(face.shape)
     now = own + motion.expression[part] @ gap
     fall = share * (now - BLINK_LEFT * own).clip(min=0)
-    shut = np.minimum(motion.blink[part], SHUT_EAR - face.blink)
+    shut = np.minimum(motion.blink[part], BlinkRules().shut_ear - face.blink)
     return _edited(
         motion,
         part,

@@ -18,9 +18,9 @@ import numpy as np
 from dawn.editing.edits import BoolArray, Region, blend, changed_frames
 from dawn.errors import ConfigError, OutputError
 from dawn.media.files import FilePath, output_error, quoted
-from dawn.pipeline import Video
 from dawn.rendering.draw import DECODE_BATCH
 from dawn.structs import ImageArray, Motion
+from dawn.video import Video
 
 HISTORY = 20
 """Motions that ``undo`` can go back by."""
@@ -136,7 +136,7 @@ class Take:
         """Another seed's motion in the region, as ``change``. Raises ConfigError (region, seed; motion of another video)."""
         region.frames(len(self))
         with self._lock:
-            return self.change(blend(self.motion, self.video.again(seed=seed).motion, region))
+            return self.change(blend(self.motion, self.video.regenerate(seed=seed).motion, region))
 
     def save(self, path: FilePath) -> Path:
         """Draw what is missing and write the MP4, as ``Video.save``. The motion cannot change meanwhile."""
@@ -154,7 +154,7 @@ class Take:
 
     def _show(self, motion: Motion) -> BoolArray:
         self._kept()
-        video = self.video.showing(motion)
+        video = self.video.with_motion(motion)
         changed = changed_frames(self.motion, motion)
         if changed.any():
             self.video = video

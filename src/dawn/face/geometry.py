@@ -142,3 +142,14 @@ def smooth(x: Tensor, width_frames: float) -> Tensor:
     padded = F.pad(flat[:, None], (reach, reach), mode="replicate")
     out = F.conv1d(padded, (window / window.sum())[None, None])[:, 0]
     return out.T.reshape(x.shape) if x.dim() > 1 else out[0]
+
+
+def part_lips(shape: Tensor) -> Tensor:
+    """Put inner lips that cross on the line between them. (..., 478, 3) -> the same."""
+    upper = [a for a, _ in lm.ALL_INNER_LIP_PAIRS]
+    lower = [b for _, b in lm.ALL_INNER_LIP_PAIRS]
+    overlap = (shape[..., upper, 1] - shape[..., lower, 1]).clamp_min(0) / 2
+    out = shape.clone()
+    out[..., upper, 1] -= overlap
+    out[..., lower, 1] += overlap
+    return out

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dawn.structs import ImageArray
+
 EMPHASIS = 0.5
 """Chosen on the validation clips' portraits: sharpness and PSNR as by bicubic sampling."""
 
@@ -140,6 +142,11 @@ def fold_for_inference(module: nn.Module) -> nn.Module:
             if isinstance(part, UpBlock):
                 setattr(child, name, FoldedUpBlock(part.conv))
     return module
+
+
+def image_tensor(image: ImageArray, device: torch.device) -> Tensor:
+    """(H, W, 3) uint8 → (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def identity_grid(height: int, width: int, like: Tensor) -> Tensor:

@@ -22,41 +22,19 @@ from torch import Tensor
 
 from dawn.errors import ImageError
 from dawn.face import mesh as lm
-from dawn.models.blocks import identity_grid, resize, warp
+from dawn.models.blocks import identity_grid, image_tensor, resize, warp
 from dawn.models.lite.regions import inside_polygon
+from dawn.rules_config import CompositeRules
 from dawn.structs import Box, Face, FloatArray, ImageArray
 
 LIMIT_PX = 1280
 """Longest side of a full frame unless told otherwise."""
 MIN_SIDE_PX = 16
 """H.264's least."""
-BORDER = 0.3
-"""Width of the fade towards the crop's border, in crop units (the crop is 2 wide)."""
 FACE_SIDES = (234, 454)
 """Landmarks in front of the ears."""
-HEAD_WIDTH, HEAD_HEIGHT, HEAD_RISE = 1.6, 0.85, 0.12
-"""Ellipse that holds face and hair: half axes in half widths and in heights of the face, its middle above the face's."""
-HEAD_FADE = 0.5
-"""Width of the fade around it, in its own radii."""
-AGREE, DIFFER = 0.03, 0.10
-"""Frame and moved crop that differ by less (levels of 0 to 1) are the same; by more, the frame is shown alone."""
-STRICTER = ((lm.OUTER_LIPS, 4.0), (lm.RIGHT_EYE, 2.0), (lm.LEFT_EYE, 2.0))
-"""There by so much less: half of a mouth of the photograph's and half of a generated one are no mouth."""
-ORGAN_SOFTNESS = 2.5
-"""How far around lips and lids, pixels of a 128-px frame."""
 REFERENCE_SIZE_PX = 128
 """Side at which frame and crop are compared."""
-NEAR_PX = 1.0
-"""Standard deviation over which differences are judged, at this size: noise and shifted edges do not count for much."""
-COLOUR_CELLS = 32
-COLOUR_REACH_CELLS = 1.5
-"""Colour is matched over surroundings with this standard deviation, on a grid of so many cells a side."""
-WHOLE = 0.7
-"""From this share of the fades on the generated picture holds whole: hair reaches far out."""
-EDGE_PX = 1.0
-"""A crop that ends so near the photograph's edge ends there."""
-MARGIN = 0.25
-"""How far beyond the crop the photograph is at hand for what moves in, as a share of the crop."""
 
 
 def fit(image: ImageArray, box: Box, limit_px: int) -> tuple[ImageArray, Box]:
@@ -109,18 +87,23 @@ def blurring(count: int, sigma: float, device: torch.device) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def strictness(landmarks: Tensor, size: int) -> Tensor:
-    """``STRICTER`` on mouth and eyes of landmarks (478, 2 or 3) in crop units, 1 elsewhere: (1, 1, size, size)."""
-    cell = size / REFERENCE_SIZE_PX * ORGAN_SOFTNESS
+def strictness(landmarks: Tensor, size: int, rules: CompositeRules) -> Tensor:
+    """How much stricter frames are judged on mouth and eyes of landmarks (478, 2 or 3) in crop units, 1 elsewhere: (1, 1, size, size)."""
+    cell = size / REFERENCE_SIZE_PX * rules.organ_softness_px
     place = (torch.arange(size, device=landmarks.device) + 0.5)[None] / cell
     out = torch.ones(1, 1, size, size, device=landmarks.device)
-    for contour, factor in STRICTER:
+    organs = (
+        (lm.OUTER_LIPS, rules.stricter_lips),
+        (lm.RIGHT_EYE, rules.stricter_eyes),
+        (lm.LEFT_EYE, rules.stricter_eyes),
+    )
+    for contour, factor in organs:
         polygon = (landmarks[None, list(contour), :2] + 1) * (size / 2 / cell)
         out += (factor - 1) * (2 * inside_polygon(place, place, polygon, 1.0)).clamp_max(1)
     return out
 
 
-def head_mask(landmarks: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def head_mask(landmarks: Tensor, x: Tensor, y: Tensor, rules: CompositeRules) -> Tensor:
     """1 on face, hair and, below, neck, falling to 0 around them: (len(y), len(x)).
 
     landmarks (478, 2 or 3) and places x, y in crop units.
@@ -130,26 +113,26 @@ def head_mask(landmarks: Tensor, x: Tensor, y: Tensor) -> Tensor:
     up = (top - chin) / height
     across = torch.stack((-up[1], up[0]))
     width = ((left - right) @ across).abs() / 2
-    middle = (top + chin) / 2 + HEAD_RISE * height * up
+    middle = (top + chin) / 2 + rules.head_rise * height * up
     px, py = x[None] - middle[0], y[:, None] - middle[1]
     along, aside = px * up[0] + py * up[1], px * across[0] + py * across[1]
-    aside = aside / (HEAD_WIDTH * width)
+    aside = aside / (rules.head_width * width)
     # Below its middle the ellipse goes on as a column.
-    along = along.clamp_min(0) / (HEAD_HEIGHT * height)
-    return smoothstep(1 - ((along.square() + aside.square()).sqrt() - 1) / HEAD_FADE)
+    along = along.clamp_min(0) / (rules.head_height * height)
+    return smoothstep(1 - ((along.square() + aside.square()).sqrt() - 1) / rules.head_fade)
 
 
-def border_fade(place: Tensor, start: float, side: float, limit: int) -> Tensor:
+def border_fade(place: Tensor, start: float, side: float, limit: int, rules: CompositeRules) -> Tensor:
     """0 at both ends of the crop, 1 in between, for places along it in crop units.
 
     An end on the photograph's own edge, or outside, has nothing beyond to be joined to, and a head that is cut off there must
     not be held fast: no fade. The crop begins at ``start`` and is ``side`` long, the photograph ``limit``, all pixels.
     """
     fade = torch.ones_like(place)
-    if start > EDGE_PX:
-        fade = fade * smoothstep((1 + place) / BORDER)
-    if start + side < limit - EDGE_PX:
-        fade = fade * smoothstep((1 - place) / BORDER)
+    if start > rules.edge_px:
+        fade = fade * smoothstep((1 + place) / rules.border)
+    if start + side < limit - rules.edge_px:
+        fade = fade * smoothstep((1 - place) / rules.border)
     return fade
 
 
@@ -157,31 +140,37 @@ class FullFrame:
     """Generated squares of one portrait → pictures of the size of its photograph. Pixels outside the crop are its own."""
 
     def __init__(
-        self, photograph: ImageArray, face: Face, limit_px: int = LIMIT_PX, device: torch.device | None = None
+        self,
+        photograph: ImageArray,
+        face: Face,
+        limit_px: int = LIMIT_PX,
+        device: torch.device | None = None,
+        rules: CompositeRules | None = None,
     ) -> None:
         """photograph (H, W, 3) uint8, from which ``face`` was made. It is reduced to ``limit_px``, never enlarged.
 
         Raises ImageError as ``fit``.
         """
-        device = device or torch.device("cpu")
+        device, self._rules = device or torch.device("cpu"), rules or CompositeRules()
+        rules = self._rules
         self.photograph, self.box = fit(photograph, face.box, limit_px)
         self.original, self.reduced = f"{photograph.shape[1]} x {photograph.shape[0]} px", self.box != face.box
         self.height: int = self.photograph.shape[0]
         self.width: int = self.photograph.shape[1]
         size = face.crop.shape[0]
         landmarks = torch.from_numpy(face.landmarks).to(device)
-        self._crop = torch.cat((_picture(face.crop, device), strictness(landmarks, size)), 1)
+        self._crop = torch.cat((image_tensor(face.crop, device), strictness(landmarks, size, rules)), 1)
         rows, columns = self._span(self.box.y0, self.height), self._span(self.box.x0, self.width)
         self.region = (slice(*rows), slice(*columns))
         y, x = (self._crop_units(span, start, device) for span, start in ((rows, self.box.y0), (columns, self.box.x0)))
-        mask = head_mask(landmarks, x, y) * border_fade(x, self.box.x0, self.box.width, self.width)
-        mask = mask * border_fade(y, self.box.y0, self.box.height, self.height)[:, None]
-        self._mask = smoothstep(mask / WHOLE)
+        mask = head_mask(landmarks, x, y, rules) * border_fade(x, self.box.x0, self.box.width, self.width, rules)
+        mask = mask * border_fade(y, self.box.y0, self.box.height, self.height, rules)[:, None]
+        self._mask = smoothstep(mask / rules.whole)
         self._touched = (mask > 0)[..., None].cpu().numpy()
         scale = size / self.box.width
         self._rows, self._columns = (resampling((c + 1) * (size / 2) - 0.5, size, scale) for c in (y, x))
-        self._near = blurring(REFERENCE_SIZE_PX, NEAR_PX, device)
-        self._colour = blurring(COLOUR_CELLS, COLOUR_REACH_CELLS, device)
+        self._near = blurring(REFERENCE_SIZE_PX, rules.near_px, device)
+        self._colour = blurring(rules.colour_cells, rules.colour_reach_cells, device)
         self._take_surroundings(device)
 
     @property
@@ -214,12 +203,14 @@ class FullFrame:
         sides = (REFERENCE_SIZE_PX, REFERENCE_SIZE_PX)
         both = resize(torch.cat((frame - moved[:3], moved[3:]))[None], *sides)
         difference, stricter = both[:, :3], both[0, 3]
-        same = torch.exp(-(self._judge(difference) / DIFFER).square())
-        cells = resize(torch.cat((difference * same, same[None, None]), 1), COLOUR_CELLS, COLOUR_CELLS)
+        same = torch.exp(-(self._judge(difference) / self._rules.differ).square())
+        cells = resize(
+            torch.cat((difference * same, same[None, None]), 1), self._rules.colour_cells, self._rules.colour_cells
+        )
         sums = self._colour @ cells @ self._colour.T
         colour = sums[:, :3] / sums[:, 3:].clamp_min(1e-3)
         unlike = self._judge(difference - resize(colour, *sides)) * stricter
-        share = smoothstep((unlike - AGREE) / (DIFFER - AGREE))[None, None]
+        share = smoothstep((unlike - self._rules.agree) / (self._rules.differ - self._rules.agree))[None, None]
         return torch.cat((frame - resize(colour, *frame.shape[1:])[0], resize(share, *frame.shape[1:])[0]))
 
     def _judge(self, difference: Tensor) -> Tensor:
@@ -245,12 +236,12 @@ class FullFrame:
 
     def _take_surroundings(self, device: torch.device) -> None:
         """Region and margin of the photograph as floats, and the sampling grid that reads the region from it."""
-        side, margin = self.box.width, self.box.width * MARGIN
+        side, margin = self.box.width, self.box.width * self._rules.margin
         (y0, y1), (x0, x1) = (
             (max(0, int(start - margin)), min(limit, int(np.ceil(start + side + margin))))
             for start, limit in ((self.box.y0, self.height), (self.box.x0, self.width))
         )
-        self._surroundings = _picture(self.photograph[y0:y1, x0:x1], device)
+        self._surroundings = image_tensor(self.photograph[y0:y1, x0:x1], device)
         size = torch.tensor([x1 - x0, y1 - y0], device=device)
         rows, columns = self.region
         y = (torch.arange(rows.start, rows.stop, device=device) + 0.5 - y0) * 2 / size[1] - 1
@@ -266,11 +257,6 @@ class FullFrame:
     def _crop_units(self, span: tuple[int, int], start: float, device: torch.device) -> Tensor:
         """Centres of the pixels of a span, in crop units."""
         return (torch.arange(*span, device=device) + 0.5 - start) * (2 / self.box.width) - 1
-
-
-def _picture(image: ImageArray, device: torch.device) -> Tensor:
-    """(H, W, 3) uint8 → (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def _reached(used: Tensor, weights: Tensor) -> slice:

@@ -20,13 +20,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def cpu_workers() -> int:
-    """How many can work side by side with the threads that torch may use here."""
+def count_workers() -> int:
+    """Count those that can work side by side with the threads that torch may use here."""
     return min(torch.get_num_threads(), MAX_WORKERS)
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """``work`` of every item, in the order of the items, ``workers`` at once and as many ahead of what is taken.
+def map_in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Map ``work`` over items in order, ``workers`` at once and no more than as many ahead of what is taken.
 
     Each worker has its share of torch's threads. What ``work`` raises is raised when its turn comes; nothing is begun after
     the iterator has been closed. One worker: in the caller's thread, when asked for.
@@ -48,7 +48,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
 
 
 def _share_threads(pool: ThreadPoolExecutor, workers: int) -> None:
-    """Give every worker its share. torch keeps the number by thread, and the last one given for threads yet to come."""
+    """Give every worker its share of threads. torch keeps the number by thread; new threads inherit the last one set."""
     threads, all_here = torch.get_num_threads(), threading.Barrier(workers)
 
     def begin() -> None:

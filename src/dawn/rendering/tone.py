@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dawn.rules_config import ToneRules
 from dawn.structs import LUMA, ImageArray
 
-MAX_RESIDUAL = 2.5 / 255
-"""Monochrome crops were off their curve by at most 1.35 levels, coloured ones by 3.8 and more (50 crops)."""
 
-
-def tone_of(crop: ImageArray) -> Tensor | None:
+def fit_tone(crop: ImageArray, rules: ToneRules = ToneRules()) -> Tensor | None:
     """Each channel of a monochrome picture (H, W, 3) uint8 as a quadratic of its luma: (3 powers, 3 channels). None for
     a picture with colours."""
+    if not rules.keep:
+        return None
     pixels = torch.from_numpy(crop.copy()).reshape(-1, 3).double() / 255
     powers = _powers(pixels @ pixels.new_tensor(LUMA))
     curve = torch.linalg.lstsq(powers, pixels, driver="gelsd").solution
     residual = (powers @ curve - pixels).square().mean().sqrt()
-    return curve.float() if float(residual) < MAX_RESIDUAL else None
+    return curve.float() if float(residual) < rules.residual else None
 
 
-def toned(frames: Tensor, tone: Tensor | None) -> Tensor:
+def apply_tone(frames: Tensor, tone: Tensor | None) -> Tensor:
     """Frames (N, 3, H, W) in the colours of a tone; None leaves them as they are."""
     if tone is None:
         return frames

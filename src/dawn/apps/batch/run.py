@@ -11,7 +11,7 @@ from dawn.apps.batch.cluster import made_on_ray
 from dawn.apps.batch.jobs import Job, digest, read_jobs
 from dawn.apps.batch.journal import Journal, Result
 from dawn.apps.batch.work import make
-from dawn.engines.engine import pick_device
+from dawn.engines.load import pick_device
 from dawn.progress import Progress
 
 

@@ -116,6 +116,8 @@ def evaluate(args: argparse.Namespace) -> int:
                 takes=args.takes,
                 judge=args.judge,
                 community=args.community,
+                device=args.device,
+                rules=args.rules,
             )
     if args.json:
         write_json(args.json, result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dawn.config import PresetConfig
+from dawn.config import LitePresetConfig
 from dawn.models.audio.whisper import WhisperAudioEncoder
 from dawn.models.lite.a2v import A2VTransformer
 from dawn.models.lite.lfg import LatentFlowGenerator
@@ -15,7 +15,7 @@ from dawn.models.lite.pbnet import PBNet
 class Bundle(nn.Module):
     """The parts of a ``lite`` preset, named as their weight files are."""
 
-    def __init__(self, config: PresetConfig) -> None:
+    def __init__(self, config: LitePresetConfig) -> None:
         super().__init__()
         self.config = config
         self.audio = WhisperAudioEncoder(config.audio)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dawn.config import MotionSpaceConfig
-from dawn.engines.rules import CLOSING, CLOSING_BELOW, keep_lips_apart
 from dawn.face import mesh as lm
-from dawn.face.geometry import add_pose, apply_pose, eye_aspect_ratio, lip_aperture
+from dawn.face.geometry import add_pose, apply_pose, eye_aspect_ratio, lip_aperture, part_lips
 
 LIP_EMPHASIS = 4.0
 """Weight of lip landmarks in the fit of the components, so that few components hold them to a fraction of a pixel."""
@@ -98,10 +97,11 @@ class MotionSpace(nn.Module):
         eyes = eye_aspect_ratio(source_shape).mean(-1, keepdim=True) / 0.3
         return torch.cat((code, mouth, eyes), -1)
 
-    def shapes(self, expression: Tensor, source_shape: Tensor) -> Tensor:
-        """Coefficients (T, K) on a source shape (478, 3) -> pose-free shapes (T, 478, 3), lips kept from crossing."""
+    def shapes(self, expression: Tensor, source_shape: Tensor, apart: bool = True) -> Tensor:
+        """Coefficients (T, K) on a source shape (478, 3) -> pose-free shapes (T, 478, 3). apart: keep lips from crossing."""
         change = (expression * self.scale) @ self.basis
-        return keep_lips_apart(source_shape + change.unflatten(-1, (478, 3)))
+        shapes = source_shape + change.unflatten(-1, (478, 3))
+        return part_lips(shapes) if apart else shapes
 
     def opening_direction(self) -> Tensor:
         """The likeliest change of the coefficients that opens the lips by one eye distance, (K,): lower face only.
@@ -113,19 +113,11 @@ class MotionSpace(nn.Module):
         row = row * (torch.arange(len(row), device=row.device) < self.config.lower)
         return row / row.square().sum().clamp_min(1e-12)
 
-    def close_lips(self, expression: Tensor, source_shape: Tensor) -> Tensor:
-        """Coefficients (T, K) whose small lip openings are made smaller still; wide ones stay.
-
-        The mean over what a moment's sound may look like is never a shut mouth, while speakers shut theirs for every
-        fifth frame. An opening a becomes a - ``CLOSING`` exp(-(a / ``CLOSING_BELOW``)^2), and not less than nothing.
-        """
-        opening = lip_aperture(self.shapes(expression, source_shape)).clamp_min(0)
-        less = (CLOSING * torch.exp(-(opening / CLOSING_BELOW).square())).minimum(opening)
-        return expression - less[:, None] * self.opening_direction()
-
-    def landmarks(self, pose_change: Tensor, expression: Tensor, source_shape: Tensor, source_pose: Tensor) -> Tensor:
-        """Driving landmarks (T, 478, 3) in crop units: pose(source shape + expression)."""
-        return apply_pose(self.shapes(expression, source_shape), add_pose(source_pose, pose_change))
+    def landmarks(
+        self, pose_change: Tensor, expression: Tensor, source_shape: Tensor, source_pose: Tensor, apart: bool = True
+    ) -> Tensor:
+        """Driving landmarks (T, 478, 3) in crop units: pose(source shape + expression). apart: see ``shapes``."""
+        return apply_pose(self.shapes(expression, source_shape, apart), add_pose(source_pose, pose_change))
 
     def lower_at_rest(self, shape: Tensor, closed: Tensor) -> Tensor:
         """Lower-face coefficients (K_lower) that bring ``shape`` (478, 3) to another shape, e.g. the closed mouth."""

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dawn.checkpoint import MAX_WEIGHT_BYTES, PAPER_PARTS, assemble, load_into, load_pickle
+from dawn.checkpoint import MAX_WEIGHT_BYTES, assemble, load_into, load_pickle
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, UNetConfig
 from dawn.errors import CheckpointError, ConfigError, OutputError
 from dawn.models.paper.bundle import PaperBundle
@@ -97,7 +97,7 @@ def convert(folder: Path, out: Path, size_px: int | None = None, name: str | Non
     )
     with torch.device("meta"):  # shapes only: the values come from the files
         bundle = PaperBundle(config)
-    networks: dict[str, nn.Module] = {part: getattr(bundle, part) for part in PAPER_PARTS}
+    networks: dict[str, nn.Module] = {part: getattr(bundle, part) for part in config.PARTS}
     for part, path in (("lfg", found.lfg), ("unet", found.dawn), ("pose", found.pose), ("blink", found.blink)):
         state = read_part(part, path, configs.get(part))
         load_into(networks[part], state, str(path), assign=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,22 +14,20 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dawn.engines.engine import Engine
 from dawn.errors import InputError
 from dawn.face.geometry import eye_aspect_ratio, remove_pose
-from dawn.models.lite.bundle import Bundle
 from dawn.preprocess.clips import MIN_FRAMES
 from dawn.preprocess.crop import to_crop_units
 from dawn.preprocess.tracker import FaceTracker
+from dawn.progress import Progress
 from dawn.rendering.composite import FullFrame
-from dawn.rendering.draw import picture
-from dawn.structs import Box, Face, FloatArray, ImageArray
+from dawn.rendering.draw import draw_frames, draw_landmarks
+from dawn.rendering.placement import Placement
+from dawn.structs import Box, Face, FloatArray, ImageArray, Motion
 
-RENDER_BATCH = 8
 TRACK_SIZE_PX = 256
 """Generated frames are tracked at the size at which portraits and training clips were."""
-
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)."""
 
 
 @dataclass(frozen=True)
@@ -136,30 +134,13 @@ def scaled(frames: ImageArray, size_px: int) -> ImageArray:
     return np.stack([np.asarray(Image.fromarray(f).resize((size_px, size_px), method)) for f in frames])
 
 
-@torch.inference_mode()
-def render(bundle: Bundle, face: Face, landmarks: Tensor, full: FullFrame | None = None) -> ImageArray:
-    """Frames (T, S, S, 3) uint8 of a portrait for driving landmarks (T, 478, 3): the networks' own, or what ``full`` makes
-    of them."""
-    source = bundle.lfg.encode(picture(face, torch.device("cpu")), torch.from_numpy(face.landmarks)[None])
-    parts = []
-    for points in landmarks.split(RENDER_BATCH):
-        made = bundle.lfg.redraw(source.expand(len(points)), points)
-        frames = made.frame.clamp(0, 1)
-        if full is None:
-            parts.append((frames * 255).round().byte().permute(0, 2, 3, 1).numpy())
-        else:
-            parts.append(np.stack([full(*pair) for pair in zip(frames, made.flow.grid, strict=True)]))
-    return np.concatenate(parts)
-
-
-def portrait_of(clip: EvalClip, native_px: int) -> tuple[Face, FullFrame | None]:
-    """A clip's first frame as the portrait of a preset that draws ``native_px``, and what puts generated squares back into
-    it where the clip is larger, as ``dawn.pipeline`` does with a photograph."""
-    size = clip.frames.shape[1]
-    if size == native_px:
-        return clip.face, None
-    face = replace(clip.face, crop=scaled(clip.frames[:1], native_px)[0])
-    return face, FullFrame(clip.frames[0], face, size)
+def place_clip(clip: EvalClip, engine: Engine[Any]) -> Placement:
+    """Place a clip's first frame as the product places a photograph; its face is known already."""
+    size, native = clip.frames.shape[1], engine.native_px
+    if size == native:
+        return Placement(clip.face, size)
+    face = replace(clip.face, crop=scaled(clip.frames[:1], native)[0])
+    return Placement(face, size, FullFrame(clip.frames[0], face, size, engine.device, engine.config.rules.composite))
 
 
 class Tracked(NamedTuple):
@@ -194,7 +175,7 @@ class Bench:
     """A preset and what it is tried on."""
 
     name: str
-    bundle: Bundle
+    engine: Engine[Any]
     tracker: FaceTracker
     clips: Sequence[EvalClip]
     progress: Progress
@@ -204,18 +185,24 @@ class Bench:
         """Numbers of the clips that have sound."""
         return [index for index, clip in enumerate(self.clips) if len(clip.samples)]
 
-    def draw(self, clip: EvalClip, driving: Tensor) -> ImageArray:
-        """The clip's first frame with driving landmarks (T, 478, 3) -> frames (T, S, S, 3)."""
-        face, full = portrait_of(clip, self.bundle.config.lfg.image_size_px)
-        return render(self.bundle, face, driving, full)
+    def draw(self, clip: EvalClip, motion: Motion) -> ImageArray:
+        """The clip's first frame with a motion, as the product draws it -> frames (T, S, S, 3)."""
+        place = place_clip(clip, self.engine)
+        return np.stack(list(draw_frames(self.engine, place.face, motion, place.size_px, place.full)))
 
     def look(self, clip: EvalClip, frames: ImageArray) -> Shown:
         """Frames and what the tracker sees in them."""
         return Shown(frames, *track(self.tracker, frames, clip.landmarks[0]))
 
-    def show(self, clip: EvalClip, driving: Tensor) -> Shown:
+    def show(self, clip: EvalClip, motion: Motion) -> Shown:
         """``draw``, then ``look``."""
-        return self.look(clip, self.draw(clip, driving))
+        return self.look(clip, self.draw(clip, motion))
+
+    def show_landmarks(self, clip: EvalClip, landmarks: Tensor) -> Shown:
+        """``show`` for driving landmarks (T, 478, 3), which only a lite preset takes."""
+        place = place_clip(clip, self.engine)
+        frames = draw_landmarks(self.engine, place.face, landmarks, place.size_px, place.full)
+        return self.look(clip, np.stack(list(frames)))
 
 
 def pick_portraits(clips: Sequence[EvalClip], count: int) -> list[EvalClip]:

@@ -22,6 +22,7 @@ from dawn.measures import identity, lips, motion, picture
 from dawn.measures.intervals import Finish, Float64Array, share
 from dawn.models.judges.sface import SFace
 from dawn.research.evaluation.bench import EvalClip, Shown
+from dawn.research.evaluation.community.figures import clip_record, embed
 from dawn.research.evaluation.records import Measure, Record
 from dawn.structs import FPS, MS_PER_FRAME
 
@@ -72,8 +73,6 @@ class Truth:
     @cached_property
     def community(self) -> Record:
         """What the community's networks make of the true frames."""
-        from dawn.research.evaluation.community.figures import embed
-
         return embed(self.tools.community, self.clip.frames)
 
     @cached_property
@@ -217,8 +216,6 @@ def _against_real(shown: Shown, truth: Truth) -> Record:
 
 
 def _community(shown: Shown, truth: Truth) -> Record:
-    from dawn.research.evaluation.community.figures import clip_record
-
     return clip_record(truth.tools.community, shown, truth.clip, truth.community)
 
 

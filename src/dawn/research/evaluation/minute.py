@@ -13,7 +13,7 @@ from dawn.measures import identity, lips, motion, picture
 from dawn.measures.intervals import Float64Array, bootstrap_interval, share
 from dawn.research.evaluation.bench import Bench, Shown, pick_portraits
 from dawn.research.evaluation.figures import IDENTITY_STRIDE, Tools
-from dawn.research.evaluation.spoken import driving_landmarks, joined_sound, make_motion
+from dawn.research.evaluation.spoken import joined_sound, make_motion
 from dawn.structs import FPS, SPEECH_RATE_HZ, FloatArray
 
 LONG_S = 60
@@ -78,9 +78,9 @@ def long_figures(bench: Bench, tools: Tools, takes: int = 1) -> dict[str, Any]:
     sound = long_sound(joined_sound(bench.clips, LONG_S * SPEECH_RATE_HZ))
     pairs = []
     for seed, clip in enumerate(portraits * takes):
-        made = make_motion(bench.bundle, clip.face, sound, LONG_S * FPS, seed)
-        driving = driving_landmarks(bench.bundle, clip.face, made)
-        first, last = (bench.show(clip, part) for part in (driving[: WINDOW_S * FPS], driving[-WINDOW_S * FPS :]))
+        made = make_motion(bench.engine, clip.face, sound, LONG_S * FPS, seed)
+        parts = (slice(0, WINDOW_S * FPS), slice((LONG_S - WINDOW_S) * FPS, None))
+        first, last = (bench.show(clip, made.at(part)) for part in parts)
         where = motion.background([first.landmarks, last.landmarks], first.frames.shape[1])
         source = identity.embed(tools.sface, clip.frames[:1], clip.landmarks[:1])
         pairs.append(tuple(own_figures(shown, source, where, tools) for shown in (first, last)))

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from dawn.checkpoint import load_mean_face
+from dawn.engines.engine import Engine
+from dawn.engines.lite import LiteEngine
+from dawn.engines.load import build_engine, load_bundle, pick_device
 from dawn.errors import ConfigError, InputError
 from dawn.measures import lips
 from dawn.models.judges.sface import load_sface
-from dawn.models.lite.bundle import Bundle
-from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
-from dawn.progress import peak_memory_mib
+from dawn.progress import Progress, ignore_progress, peak_memory_mib
 from dawn.rendering.composite import LIMIT_PX
-from dawn.research.evaluation.bench import Bench, EvalClip, Progress, Shown, read_clips, track
+from dawn.research.evaluation.bench import Bench, EvalClip, Shown, read_clips, track
 from dawn.research.evaluation.community.figures import community_figures
 from dawn.research.evaluation.community.files import load_community
 from dawn.research.evaluation.figures import PARTS, Tools, Truth, measured
@@ -31,8 +32,7 @@ from dawn.research.evaluation.records import Columns, Record, Rows, put
 from dawn.research.evaluation.spoken import (
     exchanged,
     life_figures,
-    motion_in_true_pose,
-    show_in_true_pose,
+    move_in_true_pose,
     silence_figures,
     speak,
 )
@@ -57,10 +57,6 @@ LEGEND = {
 OWN_POSE_PARTS = tuple(part for part in PARTS if part != "place")
 
 
-def _quiet(stage: str, done: int, total: int) -> None:
-    pass
-
-
 def evaluate_preset(
     preset: str | Path,
     clips: Path,
@@ -73,6 +69,8 @@ def evaluate_preset(
     takes: int = 1,
     judge: Path | None = None,
     community: Path | None = None,
+    device: str = "cpu",
+    rules: str = "preset",
 ) -> dict[str, Any]:
     """Measure a preset on a folder of prepared clips (``dawn prepare``), with its controls, and further presets beside it.
 
@@ -80,7 +78,8 @@ def evaluate_preset(
     them and the shipped one. progress: called with (stage, done, total). also: more presets, each at its own size. limit:
     only the first so many clips of each person. takes: of the minute that is looked through for decline, on each of its
     portraits. size_px: show every preset at this size, as ``dawn generate --size`` does, instead of each at its own.
-    community: folder with the networks of FID, FVD and LSE.
+    community: folder with the networks of FID, FVD and LSE. device: of the presets' networks. rules: "none" measures the
+    networks without the hand rules.
 
     Returns plain numbers that can be written as JSON: {"preset", "clips", "people", "frames", "seconds", "size_px",
     "clip_px", "columns": {column: what it is}, "notes": [...], "rows": {group: {measure: {"unit", "better", "values":
@@ -93,15 +92,16 @@ def evaluate_preset(
     if takes < 1:
         raise ConfigError(f"takes {takes}: give at least 1")
     tools, notes = _tools(sface, judge, community)
-    bundles = _load_presets([preset, *also])
-    report = progress or _quiet
+    engines = _load_presets([preset, *also], device, rules)
+    report = progress or ignore_progress
     with FaceTracker() as tracker, torch.inference_mode():
-        first, *others = _benches(bundles, tracker, clips, limit, size_px, report)
+        first, *others = _benches(engines, tracker, clips, limit, size_px, report)
         truths = _truths(first, tools)
         columns = _main_columns(first, truths)
         for bench in others:
             own = truths if bench.clips is first.clips else _truths(bench, tools)
             columns |= _speech_columns(bench, own, f"{bench.name}, {TRUE_POSE}")
+        columns = {name: records for name, records in columns.items() if records}
         rows = table(columns)
         _add_community(rows, notes, tools, columns)
         for bench in (first, *others):
@@ -133,7 +133,7 @@ def evaluate_folders(
         raise ConfigError(f"limit {limit}: give at least 1 pair")
     tools, notes = _tools(sface, judge, community)
     files = pair_files(made, real)[:limit]
-    report = progress or _quiet
+    report = progress or ignore_progress
     pairs: list[tuple[EvalClip, EvalClip]] = []
     with FaceTracker() as tracker:
         for index, (name, made_file, real_file) in enumerate(files):
@@ -203,24 +203,22 @@ def _described(columns: Columns) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------- material
 
 
-def _load_presets(presets: Sequence[str | Path]) -> dict[str, Bundle]:
-    """{column name: networks}. Raises ConfigError for presets that cannot be driven by landmarks, or a name used twice."""
-    bundles: dict[str, Bundle] = {}
+def _load_presets(presets: Sequence[str | Path], device: str, rules: str) -> dict[str, Engine[Any]]:
+    """{column name: engine}. Raises ConfigError for a name used twice."""
+    engines: dict[str, Engine[Any]] = {}
     for preset in presets:
-        bundle = Dawn.from_pretrained(preset, "cpu").bundle
-        if not isinstance(bundle, Bundle):
-            raise ConfigError(f"{preset}: the measures drive a face by landmarks, which only lite presets take")
-        name = bundle.config.name
-        if name in bundles:
+        engine = build_engine(load_bundle(preset, rules), pick_device(device))
+        name = engine.name
+        if name in engines:
             name = f"{name} ({Path(preset).name})"
-        if name in bundles or name in LEGEND:
+        if name in engines or name in LEGEND:
             raise ConfigError(f"{preset}: there is a column {name!r} already; give each preset once")
-        bundles[name] = bundle
-    return bundles
+        engines[name] = engine
+    return engines
 
 
 def _benches(
-    bundles: dict[str, Bundle],
+    engines: dict[str, Engine[Any]],
     tracker: FaceTracker,
     clips: Path,
     limit: int | None,
@@ -229,8 +227,8 @@ def _benches(
 ) -> Iterator[Bench]:
     """One bench a preset; presets of one size and mean face share their clips."""
     read: list[tuple[int, Tensor, list[EvalClip]]] = []
-    for name, bundle in bundles.items():
-        native, mean_face = bundle.config.lfg.image_size_px, bundle.motion.mean_face
+    for name, engine in engines.items():
+        native, mean_face = engine.native_px, engine.mean_face()
         size = size_px or native
         if not native <= size <= LIMIT_PX:
             raise ConfigError(f"size {size}: {name} draws {native} px; give {native} to {LIMIT_PX}")
@@ -238,7 +236,7 @@ def _benches(
         if material is None:
             material = read_clips(clips, size, mean_face, limit)
             read.append((size, mean_face, material))
-        bench = Bench(name, bundle, tracker, material, progress)
+        bench = Bench(name, engine, tracker, material, progress)
         if len(bench.voiced) < 2:
             raise InputError(f"{clips}: {len(bench.voiced)} clips have sound; prepare at least 2 with sound")
         yield bench
@@ -302,9 +300,9 @@ def _speech_columns(bench: Bench, truths: Sequence[Truth], true_pose: str) -> Co
         cost = {stage: np.array([value, len(clip)]) for stage, value in seconds.items()}
         signal = {"aperture signal": lips.lip_aperture(spoken.shown.landmarks)}
         columns[bench.name].append(measured(spoken.shown, truth, OWN_POSE_PARTS) | cost | signal)
-        posed = motion_in_true_pose(bench.bundle, clip, seed=position)
-        shown = show_in_true_pose(bench, clip, posed.turn, posed.made)
-        columns[true_pose].append(measured(shown, truth, PARTS))
+        if isinstance(bench.engine, LiteEngine):
+            shown = bench.show(clip, move_in_true_pose(bench.engine, clip, seed=position).made)
+            columns[true_pose].append(measured(shown, truth, PARTS))
         bench.progress(f"{bench.name}: from sound", position + 1, len(bench.voiced))
     return columns
 
@@ -321,8 +319,9 @@ def _main_columns(bench: Bench, truths: Sequence[Truth]) -> Columns:
         )
         bench.progress("another clip's sound", position + 1, len(bench.voiced))
     for index, (clip, truth) in enumerate(zip(bench.clips, truths, strict=True)):
-        shown = bench.show(clip, torch.from_numpy(clip.landmarks))
-        columns[LANDMARKS].append(measured(shown, truth, _heard(PARTS, clip)))
+        if isinstance(bench.engine, LiteEngine):
+            shown = bench.show_landmarks(clip, torch.from_numpy(clip.landmarks))
+            columns[LANDMARKS].append(measured(shown, truth, _heard(PARTS, clip)))
         columns[STILL].append(_still_record(truth))
         columns[REAL].append(_real_record(truth))
         bench.progress("driven by the true landmarks", index + 1, len(bench.clips))
@@ -336,6 +335,8 @@ def _add_life(rows: Rows, bench: Bench, speech: Sequence[np.ndarray]) -> None:
     put(rows, "motion", movement, bench.name, silence["movement"], unit="of speech", better="lower")
     put(rows, "motion", opening, bench.name, silence["aperture"], unit="eye distances", better="lower")
     put(rows, "motion", opening, STILL, silence["portrait"])
+    if bench.engine.motion_space is None:
+        return
     life = life_figures(bench)
     for key, name, unit in (
         ("shown", "blinks, a minute of motion", "per second"),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dawn.engines.lite import generate_expression, generate_motion, shape_lips
-from dawn.engines.rules import quiet_share
+from dawn.engines.engine import Engine
+from dawn.engines.lite import LiteEngine
 from dawn.face.geometry import (
     POSE_SMOOTHING_FRAMES,
     SHAPE_SMOOTHING_FRAMES,
@@ -22,11 +22,10 @@ from dawn.face.geometry import (
 from dawn.measures import lips, motion
 from dawn.measures.intervals import Interval
 from dawn.measures.lips import pooled_std
-from dawn.models.lite.bundle import Bundle
 from dawn.models.lite.pbnet import EAR_UNIT
 from dawn.options import GenerateOptions
-from dawn.pipeline import Stopwatch
-from dawn.research.evaluation.bench import Bench, EvalClip, Shown, pick_portraits
+from dawn.progress import Stopwatch
+from dawn.research.evaluation.bench import Bench, EvalClip, Shown, pick_portraits, place_clip
 from dawn.structs import FPS, SPEECH_RATE_HZ, Face, FloatArray, Motion
 
 SILENCE_S = 3
@@ -55,71 +54,47 @@ def exchanged(people: Sequence[str]) -> list[int]:
 
 
 def make_motion(
-    bundle: Bundle, face: Face, samples: FloatArray, frames: int, seed: int, watch: Stopwatch | None = None
+    engine: Engine[Any], face: Face, samples: FloatArray, frames: int, seed: int, watch: Stopwatch | None = None
 ) -> Motion:
     """Sound → motion with the preset's own settings."""
-    watch = watch or Stopwatch()
-    sound = torch.from_numpy(samples)
+    watch, sound = watch or Stopwatch(), torch.from_numpy(samples).to(engine.device)
     with watch.stage("audio features"):
-        features = bundle.audio.encode(sound, frames)
+        features = engine.features(sound, frames)
     with watch.stage("motion"):
-        return generate_motion(bundle, features, face, GenerateOptions(seed=seed), quiet_share(sound, frames))
-
-
-def driving_landmarks(bundle: Bundle, face: Face, made: Motion) -> Tensor:
-    """Landmarks (T, 478, 3) that show a motion on a face."""
-    numbers = (made.pose, made.expression, face.shape, face.pose)
-    return bundle.motion.landmarks(*map(torch.from_numpy, numbers))
+        return engine.generate(features, sound, face, GenerateOptions(seed=seed), lambda done: None)
 
 
 def speak(bench: Bench, clip: EvalClip, samples: FloatArray, frames: int, seed: int) -> Spoken:
     """Sound → motion → frames → landmarks, on the clip's first frame."""
     watch = Stopwatch()
-    made = make_motion(bench.bundle, clip.face, samples, frames, seed, watch)
+    made = make_motion(bench.engine, place_clip(clip, bench.engine).face, samples, frames, seed, watch)
     with watch.stage("decoding"):
-        pictures = bench.draw(clip, driving_landmarks(bench.bundle, clip.face, made))
+        pictures = bench.draw(clip, made)
     return Spoken(bench.look(clip, pictures), watch.seconds)
 
 
 class InTruePose(NamedTuple):
-    """Motion of a clip in its own head pose. turn (T, 6) pose changes; made, true (T, K) expression from sound and tracked."""
+    """Motion of a clip in its own head pose: lips from sound, and the true (T, K) expression as tracked."""
 
-    turn: Tensor
-    made: Tensor
+    made: Motion
     true: Tensor
 
 
 @torch.inference_mode()
-def motion_in_true_pose(bundle: Bundle, clip: EvalClip, seed: int) -> InTruePose:
+def move_in_true_pose(engine: LiteEngine, clip: EvalClip, seed: int) -> InTruePose:
     """As ``make_motion``, but PBNet is left out: head pose and blinks are the clip's own, smoothed as for training."""
-    face, frames = clip.face, len(clip)
-    space, sampler = bundle.motion, bundle.config.sampler
-    shape, pose = remove_pose(torch.from_numpy(clip.landmarks), space.mean_face)
+    face, frames, space = clip.face, len(clip), engine.networks.motion
+    shape, pose = remove_pose(torch.from_numpy(clip.landmarks), space.mean_face.cpu())
     shape, pose = smooth(shape, SHAPE_SMOOTHING_FRAMES), smooth(pose, POSE_SMOOTHING_FRAMES)
     own_shape = torch.from_numpy(face.shape)
     turn = pose_change(pose, torch.from_numpy(face.pose))
     blink = eye_aspect_ratio(shape) - eye_aspect_ratio(own_shape)
-    head = torch.cat((turn / space.pose_scale, blink / EAR_UNIT), -1)
-    sound = torch.from_numpy(clip.samples)
+    sound = torch.from_numpy(clip.samples).to(engine.device)
+    head = torch.cat((turn.to(engine.device) / space.pose_scale, blink.to(engine.device) / EAR_UNIT), -1)
     generator = torch.Generator().manual_seed(seed)
-    expression = generate_expression(
-        bundle.a2v,
-        bundle.audio.encode(sound, frames),
-        head,
-        space.describe_source(own_shape),
-        sampler.steps,
-        sampler.guidance,
-        sampler.temperature,
-        generator,
-    )
-    expression = shape_lips(bundle, expression, own_shape, quiet_share(sound, frames), sampler.steps, sampler.guidance)
-    return InTruePose(turn, expression, space.encode(shape, own_shape))
-
-
-def show_in_true_pose(bench: Bench, clip: EvalClip, turn: Tensor, expression: Tensor) -> Shown:
-    """Frames of a clip's first frame in its own head pose: comparable with the true ones point by point."""
-    numbers = (torch.from_numpy(x) for x in (clip.face.shape, clip.face.pose))
-    return bench.show(clip, bench.bundle.motion.landmarks(turn, expression, *numbers))
+    lips_of_sound = engine.sample_lips(engine.features(sound, frames), sound, head, face, GenerateOptions(), generator)
+    made = Motion(turn.numpy(), blink.numpy(), lips_of_sound.cpu().numpy())
+    return InTruePose(made, space.encode(shape.to(engine.device), own_shape.to(engine.device)).cpu())
 
 
 def silence_figures(bench: Bench, speech: Sequence[np.ndarray]) -> dict[str, float]:
@@ -150,10 +125,11 @@ def life_figures(bench: Bench) -> dict[str, tuple[float, Interval]]:
     """
     sound = joined_sound(bench.clips, LIFE_S * SPEECH_RATE_HZ)
     face = pick_portraits(bench.clips, 1)[0].face
-    space = bench.bundle.motion
+    space = bench.engine.motion_space
+    assert space is not None
     figures: dict[str, list[float]] = {}
     for seed in range(LIFE_SEEDS):
-        made = make_motion(bench.bundle, face, sound, LIFE_S * FPS, seed)
+        made = make_motion(bench.engine, face, sound, LIFE_S * FPS, seed)
         shape = space.shapes(torch.from_numpy(made.expression), torch.from_numpy(face.shape))
         yaw, pitch, roll = made.pose[:, :3].std(0)
         values = {

@@ -14,8 +14,8 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from dawn.checkpoint import PARTS, assemble, file_sha256, load_mean_face, load_part, read_config, save_part
-from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, SyncJudgeConfig, parse
+from dawn.checkpoint import assemble, file_sha256, load_mean_face, load_part, read_config, save_part
+from dawn.config import A2VConfig, LFGConfig, LitePresetConfig, MotionSpaceConfig, PBNetConfig, SyncJudgeConfig, parse
 from dawn.errors import CheckpointError, ConfigError, OutputError
 from dawn.face.geometry import pose_change
 from dawn.models.lite.bundle import Bundle
@@ -143,12 +143,12 @@ def pack(
 
     parts: folder of each of lfg, a2v, pbnet, motion (with ``<part>.json``), and of ``audio`` (weights only). Of several
     folders, runs that went on from the same weights, the mean is taken (Wortsman et al. 2022, "Model soups"). Parts that are
-    missing are shared with the preset ``shares`` beside ``out``. shown_size_px: see ``PresetConfig``.
+    missing are shared with the preset ``shares`` beside ``out``. shown_size_px: see ``LitePresetConfig``.
     Raises ConfigError, OutputError, CheckpointError.
     """
     if out.exists() and not (out / "config.json").is_file():
         raise OutputError(f"{out}: exists and is no preset, so it is not replaced; choose another folder")
-    missing = sorted(set(PARTS) - parts.keys())
+    missing = sorted(set(LitePresetConfig.PARTS) - parts.keys())
     other = _partner(out, shares, missing)
     values = other.model_dump() if other else {}
     kinds: dict[str, type[BaseModel]] = {
@@ -162,9 +162,9 @@ def pack(
     values |= {"name": name, "shares": shares, "shown_size_px": shown_size_px, "sha256": {}}
     if sampler is not None:
         values["sampler"] = sampler
-    preset = parse(PresetConfig, values, "preset")
+    preset = parse(LitePresetConfig, values, "preset")
     bundle = Bundle(preset)
-    networks = {part: getattr(bundle, part) for part in PARTS if part in parts}
+    networks = {part: getattr(bundle, part) for part in preset.PARTS if part in parts}
     for part, network in networks.items():
         _load_mean(folders[part], part, network)
     if out.exists():
@@ -198,7 +198,7 @@ def _load_mean(folders: Sequence[Path], part: str, network: nn.Module) -> None:
         )
 
 
-def _partner(out: Path, shares: str | None, missing: list[str]) -> PresetConfig | None:
+def _partner(out: Path, shares: str | None, missing: list[str]) -> LitePresetConfig | None:
     """The preset beside ``out`` that has the missing parts."""
     if shares is None:
         if missing:
@@ -207,7 +207,7 @@ def _partner(out: Path, shares: str | None, missing: list[str]) -> PresetConfig 
     folder = out.resolve().parent / shares
     if folder == out.resolve() or not (folder / "config.json").is_file():
         raise ConfigError(f"--shares {shares}: {folder} is no other preset; name one that lies beside {out}")
-    other = read_config(folder / "config.json", PresetConfig)
+    other = read_config(folder / "config.json", LitePresetConfig)
     for part in missing:
         path = folder / f"{part}.safetensors"
         if not path.is_file() or file_sha256(path) != other.sha256.get(part):

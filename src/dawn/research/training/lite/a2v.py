@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dawn.checkpoint import save_part
 from dawn.config import A2VConfig
 from dawn.diffusion.rectified import data_estimate, draw_times, rectified_path
-from dawn.engines.lite import generate_expression
+from dawn.engines.lite import FlowSampling, sample_expression
 from dawn.face import mesh as lm
 from dawn.face.geometry import lip_aperture, pose_change
 from dawn.models.lite.a2v import A2VTransformer
@@ -202,7 +202,9 @@ class A2VRecipe(Recipe):
         head = head_condition(self.motion, s.pose, s.ear, s.pose[0], s.ear[0])[None].to(device)
         source = self.motion.describe_source(s.shape[0])[None].to(device)
         generator = torch.Generator().manual_seed(index)
-        made = generate_expression(network, audio.to(device), head[0], source[0], 6, 1.0, 0.5, generator).cpu()
+        made = sample_expression(
+            network, audio.to(device), head[0], source[0], FlowSampling(6, 1.0, 0.5), generator
+        ).cpu()
         return lip_aperture(self.motion.shapes(made, s.shape[0])), s.aperture
 
     def export(self, network: nn.Module, folder: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dawn.checkpoint import load_into, load_mean_face, read_config, read_preset, read_weights, save_part
+from dawn.checkpoint import load_into, load_mean_face, read_config, read_weights, save_part
 from dawn.config import PaperLFGConfig, PaperPresetConfig, UNetConfig
 from dawn.diffusion.gaussian import NoiseSchedule, cosine_schedule, dynamic_threshold
 from dawn.errors import CheckpointError, ConfigError, InputError
@@ -236,10 +236,7 @@ def load_generator(path: Path, model: UNetConfig) -> PaperLFG:
     own, preset = path.with_suffix(".json"), path.with_name("config.json")
     try:
         if not own.is_file() and preset.is_file():
-            said = read_preset(path.parent)
-            if not isinstance(said, PaperPresetConfig):
-                raise ConfigError(f"{preset}: a preset of another kind")
-            config = said.lfg
+            config = read_config(preset, PaperPresetConfig).lfg
         else:
             config = read_config(own, PaperLFGConfig)
         generator = PaperLFG(config)
