@@ -41,7 +41,7 @@ def main() -> None:
             for clip, one in zip(clips, posed, strict=True):
                 expression = torch.lerp(one.made, one.true, share)
                 shapes = bundle.motion.shapes(expression, torch.from_numpy(clip.face.shape))
-                sums += lips.correlation_sums(lips.lip_aperture(shapes.numpy()), lips.lip_aperture(clip.landmarks))
+                sums += lips.correlation_sums(lips.lip_distance(shapes.numpy()), lips.lip_distance(clip.landmarks))
                 points = picture.to_pixels(clip.landmarks, clip.frames.shape[1])
                 frames = show_in_true_pose(bench, clip, one.turn, expression).frames
                 decibels.append(picture.box_psnr(frames, clip.frames, [picture.mouth_box(p) for p in points]))

@@ -17,8 +17,8 @@ from dawn.apps.cli.main import main
 from dawn.checks import output as selfcheck
 from dawn.checks import retry as seeds
 from dawn.checks.findings import Finding
-from dawn.checks.output import Course, Report, check_output, examine_course, measure, pieces
-from dawn.checks.retry import SeedScore, best_seed, seed_words, spoken_part, sync_in_place
+from dawn.checks.output import Course, Report, check_output, judge_course, measure, pieces
+from dawn.checks.retry import SeedScore, describe_seeds, find_spoken_part, pick_seed, score_in_place
 from dawn.errors import CheckpointError, InputError, OutputError
 from dawn.measures import sync
 from dawn.models.judges.sync import LagDistances
@@ -66,7 +66,7 @@ CURVE = np.linspace(1, 0.9, 60)
 
 
 def test_a_good_video_has_no_warnings() -> None:
-    found = named(examine_course(course(), VOICE, CURVE))
+    found = named(judge_course(course(), VOICE, CURVE))
     assert {finding.level for finding in found.values()} == {"ok"} and all(f.value is not None for f in found.values())
     assert found["av_offset"].value == 0 and found["blinks"].value == 18  # the stretch at the start is none
 
@@ -96,16 +96,16 @@ def holes(values: np.ndarray, share: float) -> np.ndarray:
     ],
 )
 def test_each_fault_is_found_and_nothing_else(name: str, changes: dict, curve: np.ndarray) -> None:
-    findings = examine_course(course(**changes), VOICE, curve)
+    findings = judge_course(course(**changes), VOICE, curve)
     assert [finding.name for finding in findings if finding.level == "warning"] == [name]
     assert named(findings)[name].advice
 
 
 def test_offset_is_given_in_both_units_and_not_judged_by_chance() -> None:
-    late = named(examine_course(course(sync=dip(5)), VOICE, CURVE))
+    late = named(judge_course(course(sync=dip(5)), VOICE, CURVE))
     assert (late["av_offset_frames"].value, late["av_offset"].value) == (5, 200)
     assert "sound comes late" in late["av_offset_frames"].advice
-    chance = named(examine_course(course(sync=dip(5, 0.01)), VOICE, CURVE))
+    chance = named(judge_course(course(sync=dip(5, 0.01)), VOICE, CURVE))
     assert chance["sync_confidence"].level == "warning" and chance["av_offset_frames"].level == "ok"
 
 
@@ -119,10 +119,10 @@ def test_what_cannot_be_told_is_none() -> None:
         flicker=np.zeros(2),
         sync=np.zeros((2, 21)),
     )
-    found = named(examine_course(blind, np.zeros(0, np.float32)))
+    found = named(judge_course(blind, np.zeros(0, np.float32)))
     assert found["face_found"].value == 0 and found["face_found"].level == "warning"
     assert {name for name, finding in found.items() if finding.value is None} == {*found} - {"face_found", "frozen"}
-    short = named(examine_course(course(), np.resize(VOICE[: 340 * 640], len(VOICE)), CURVE[:1]))
+    short = named(judge_course(course(), np.resize(VOICE[: 340 * 640], len(VOICE)), CURVE[:1]))
     assert short["lips_in_silence"].value is None and short["identity_drift"].value is None
 
 
@@ -132,8 +132,8 @@ def test_what_cannot_be_told_is_none() -> None:
 class Blinking(BrightnessTracker):
     """Loses the face in dark pictures."""
 
-    def faces(self, image: ImageArray) -> list:
-        return super().faces(image) if image.mean() > 10 else []
+    def detect(self, image: ImageArray) -> list:
+        return super().detect(image) if image.mean() > 10 else []
 
 
 def film(frames: int, dark: tuple[int, ...] = ()) -> list[ImageArray]:
@@ -245,16 +245,16 @@ def test_report_schema(spoken: tuple[Report, Report], tmp_path: Path) -> None:
 
 def test_sync_in_place_asks_for_lag_zero() -> None:
     in_place, late = (LagDistances(*dip(offset)) for offset in (0, 5))
-    assert sync_in_place(in_place) == pytest.approx(0.3) and sync_in_place(late) == pytest.approx(0)
-    assert sync.score_of(late).confidence == pytest.approx(0.3)
+    assert score_in_place(in_place) == pytest.approx(0.3) and score_in_place(late) == pytest.approx(0)
+    assert sync.score_distances(late).confidence == pytest.approx(0.3)
 
 
 def test_the_part_where_most_is_said() -> None:
     samples = np.zeros(100 * 640, np.float32)
     samples[60 * 640 : 80 * 640] = RNG.normal(0, 0.1, 20 * 640)
-    part = spoken_part(samples, 100, 30)
+    part = find_spoken_part(samples, 100, 30)
     assert part.stop - part.start == 30 and part.start <= 60 and part.stop >= 80
-    assert spoken_part(samples, 20, 30) == slice(0, 20)
+    assert find_spoken_part(samples, 20, 30) == slice(0, 20)
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float | None]
     """Fixes what each seed is worth."""
 
     def install(values: dict[int, float | None]) -> None:
-        monkeypatch.setattr(seeds, "seed_score", lambda model, video, *_: values[int(video.motion.info["seed"])])
+        monkeypatch.setattr(seeds, "score_seed", lambda model, video, *_: values[int(video.motion.info["seed"])])
 
     return install
 
@@ -287,13 +287,13 @@ def test_the_best_seed_is_kept(tiny_model: Dawn, speech: Callable, scored: Calla
         made.append(seed)
         return tiny_model("x.png", sound, seed=seed, pose_scale=0.5)
 
-    video, scores = best_seed(tiny_model, make, 5, len(values))
+    video, scores = pick_seed(tiny_model, make, 5, len(values))
     assert made == [5], "portrait and sound are prepared once"
     fresh = tiny_model("x.png", sound, seed=kept, pose_scale=0.5).motion
     assert np.array_equal(video.motion.pose, fresh.pose) and np.array_equal(video.motion.expression, fresh.expression)
     assert video.motion.info["seed"] == str(kept)
     assert scores == tuple(SeedScore(seed, value, seed == kept) for seed, value in values.items())
-    words = seed_words(scores)
+    words = describe_seeds(scores)
     assert f"seed {kept} kept" in words and ("no face" in words) == (None in values.values())
 
 
@@ -302,12 +302,12 @@ def test_scores_are_the_same_every_time(tiny_model: Dawn, speech: Callable, monk
     monkeypatch.setattr(seeds, "FaceTracker", BrightnessTracker)
     sound = speech(16)
     first, again = (
-        best_seed(tiny_model, lambda seed: tiny_model("x.png", sound, seed=seed), 0, 2)[1] for _ in range(2)
+        pick_seed(tiny_model, lambda seed: tiny_model("x.png", sound, seed=seed), 0, 2)[1] for _ in range(2)
     )
     assert first == again and len({score.sync for score in first}) == 2
     assert max(first, key=lambda score: score.sync or 0).kept
     with pytest.raises(InputError, match="--retry"):
-        best_seed(tiny_model, lambda seed: tiny_model("x.png", speech(10), seed=seed), 0, 2)
+        pick_seed(tiny_model, lambda seed: tiny_model("x.png", speech(10), seed=seed), 0, 2)
 
 
 # ------------------------------------------------------------------------------------------------------- command line

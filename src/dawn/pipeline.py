@@ -26,11 +26,11 @@ from dawn.models.lite.bundle import Bundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.paper.bundle import PaperBundle
 from dawn.options import GenerateOptions
-from dawn.preprocess.crop import cut, moved_into, off_centre
-from dawn.preprocess.driving import driving_sound, track_landmarks
-from dawn.preprocess.portrait import prepare_portrait
+from dawn.preprocess.crop import Fit, cut, is_off_centre, shift_into
+from dawn.preprocess.driving import read_driving_sound, track_landmarks
+from dawn.preprocess.portrait import MAX_FACES, prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
-from dawn.progress import Progress, Stopwatch, _quiet
+from dawn.progress import Progress, Stopwatch, ignore_progress
 from dawn.rendering.composite import LIMIT_PX, FullFrame
 from dawn.rendering.draw import DECODE_BATCH
 from dawn.rendering.parallel import cpu_workers, in_order
@@ -218,7 +218,7 @@ class Dawn:
         face: int | str | None = None,
         motion: Motion | None = None,
         allow_silence: bool = False,
-        progress: Progress = _quiet,
+        progress: Progress = ignore_progress,
         **options: Any,
     ) -> Video:
         """Generate a talking-head video.
@@ -277,7 +277,7 @@ class Dawn:
         size: int | None = None,
         frame: str = "crop",
         face: int | str | None = None,
-        progress: Progress = _quiet,
+        progress: Progress = ignore_progress,
     ) -> Video:
         """Another video's facial motion (and sound, if any) on this portrait. Raises as ``__call__``, and VideoError."""
         size_px = self.checked_size(size, frame, isinstance(portrait, Face))
@@ -285,15 +285,16 @@ class Dawn:
         with watch.stage("track"):
             prepared, full = self._placed(portrait, face, frame, size_px)
             motion = self.track_motion(video, prepared, progress)
-        speech = driving_sound(video, len(motion))
+        speech = read_driving_sound(video, len(motion))
         return Video(self, prepared, motion, speech, size_px, watch, progress, full)
 
     def prepare(self, portrait: PathLike | ImageArray, face: int | str | None = None, moved: bool = True) -> Face:
         """Find, check and crop the portrait's face. moved: its square into the picture, or a face at the photograph's border
         stays in the middle of it. Raises ImageError, FaceError and its kinds."""
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
-        with FaceTracker(max_faces=8) as tracker:
-            return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face, moved)
+        fit = Fit.SHIFTED if moved else Fit.CENTRED
+        with FaceTracker(max_faces=MAX_FACES) as tracker:
+            return prepare_portrait(image, self.config.lfg.image_size_px, tracker, self.engine.mean_face(), face, fit)
 
     def _placed(
         self, portrait: PathLike | ImageArray | Face, face: int | str | None, frame: str, size_px: int
@@ -309,19 +310,19 @@ class Dawn:
             return portrait, None
         if frame == "crop" and size_px <= native:
             prepared = self.prepare(portrait, face)
-            if size_px < native or not off_centre(prepared):
+            if size_px < native or not is_off_centre(prepared):
                 return prepared, None
         image = portrait if isinstance(portrait, np.ndarray) else media.read_image(portrait)
         prepared = self.prepare(image, face, moved=False)
         if frame == "full":
             return prepared, FullFrame(image, prepared, size_px, self.device)
-        own, shown = prepared.box, moved_into(prepared.box, image.shape[1], image.shape[0])
+        own, shown = prepared.box, shift_into(prepared.box, image.shape[1], image.shape[0])
         scale = size_px / shown.width
         x0, y0 = (own.x0 - shown.x0) * scale, (own.y0 - shown.y0) * scale
         placed = replace(prepared, box=Box(x0, y0, x0 + size_px, y0 + size_px))
         return prepared, FullFrame(cut(image, shown, size_px), placed, size_px, self.device)
 
-    def track_motion(self, video: PathLike, face: Face, progress: Progress = _quiet) -> Motion:
+    def track_motion(self, video: PathLike, face: Face, progress: Progress = ignore_progress) -> Motion:
         """Facial motion of a video as a ``Motion`` for ``face``. Raises VideoError, NoFaceError, ConfigError."""
         motion = self.engine.transfer(track_landmarks(video, progress), face)
         motion.info["driven_by"] = Path(video).name

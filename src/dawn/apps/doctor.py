@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dawn import __version__, media
-from dawn.checkpoint import PARTS, file_sha256, find_preset, part_path, read_config, shipped_presets
+from dawn.checkpoint import PARTS, file_sha256, find_preset, list_presets, part_path, read_config
 from dawn.config import PresetConfig
 from dawn.engines.engine import pick_device
 from dawn.errors import CheckpointError
@@ -46,7 +46,7 @@ def examine() -> Iterator[Check]:
     yield Check("device", None, _device())
     yield _try("face tracker", _tracker)
     yield _try("H.264 + AAC", _encoding)
-    presets = shipped_presets()
+    presets = list_presets()
     if not presets:
         yield Check("presets", False, "none is inside the package; install it again, or name a folder with --preset")
     for name in presets:
@@ -82,7 +82,7 @@ def _device() -> str:
 
 def _tracker() -> str:
     with FaceTracker() as tracker:
-        found = tracker.faces(np.full((128, 128, 3), 128, np.uint8))
+        found = tracker.detect(np.full((128, 128, 3), 128, np.uint8))
     return f"runs ({len(found)} faces on an empty picture)"
 
 

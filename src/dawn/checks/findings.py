@@ -28,7 +28,7 @@ class Finding:
     advice: str = ""
 
 
-def judged(name: str, value: float, unit: str, bad: bool, advice: str) -> Finding:
+def judge_value(name: str, value: float, unit: str, bad: bool, advice: str) -> Finding:
     """A finding that warns if ``bad``."""
     return Finding(name, round(float(value), 4), unit, "warning" if bad else "ok", advice if bad else "")
 
@@ -58,7 +58,7 @@ def as_json(sections: Sequence[Section]) -> dict[str, object]:
     return report
 
 
-def as_words(sections: Sequence[Section], least: Level = "ok") -> list[str]:
+def format_findings(sections: Sequence[Section], least: Level = "ok") -> list[str]:
     """One line a finding, those of level ``least`` or worse, under the name of its file."""
     lines = []
     for section in sections:

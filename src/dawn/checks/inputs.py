@@ -15,7 +15,7 @@ from dawn.preprocess.portrait import MAX_FACES
 from dawn.preprocess.tracker import FaceTracker
 
 
-def check(
+def check_inputs(
     portrait: FilePath,
     speech: FilePath | None = None,
     preset: FilePath = DEFAULT_PRESET,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dawn import media
 from dawn.checkpoint import load_mean_face
-from dawn.checks.findings import Finding, Section, as_json, as_words, judged, verdict
+from dawn.checks.findings import Finding, Section, as_json, format_findings, judge_value, verdict
 from dawn.checks.speech import activity
 from dawn.engines.rules import quiet_share
 from dawn.errors import AudioError
@@ -24,16 +24,15 @@ from dawn.face.geometry import eye_aspect_ratio, remove_pose
 from dawn.measures import identity, lips, motion, sync
 from dawn.measures.intervals import share
 from dawn.measures.lips import pooled_std
-from dawn.measures.motion import runs
+from dawn.measures.motion import find_runs
 from dawn.media.files import FilePath, write_json
 from dawn.models.judges.sface import EMBEDDING_SIZE, SFace, default_sface_path, load_sface
 from dawn.models.judges.sync import MAX_LAG_FRAMES, MIN_CLIP_FRAMES, LagDistances, SyncJudge
 from dawn.pipeline import Video
-from dawn.preprocess.crop import crop_box, cut, to_crop_units
-from dawn.preprocess.portrait import find_faces
+from dawn.preprocess.crop import Fit, crop_box, cut, to_crop_units
+from dawn.preprocess.portrait import TRACK_SIZE_PX, find_faces
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress
-from dawn.research.evaluation.bench import TRACK_SIZE_PX
 from dawn.structs import FPS, FRAME_SAMPLES, LANDMARK_COUNT, MS_PER_FRAME, Box, FloatArray, ImageArray
 
 Float64Array = NDArray[np.float64]
@@ -151,7 +150,7 @@ class Report:
     def save(self, path: FilePath, seeds: Sequence[dict[str, object]] = ()) -> list[str]:
         """Write the report as JSON; returns its warnings in words. Raises OutputError, then nothing is written."""
         write_json(path, self.as_json(seeds))
-        return as_words([self.video], "warning")
+        return format_findings([self.video], "warning")
 
 
 # ------------------------------------------------------------------------------------------------------------ looking
@@ -170,9 +169,9 @@ def pieces(frames: Iterable[ImageArray], tracker: FaceTracker, box: Box | None =
     for frame in frames:
         height, width = frame.shape[:2]
         if box is None and (faces := find_faces(frame, tracker)):
-            box = crop_box(faces[0], width, height, inside=True)
+            box = crop_box(faces[0], width, height, Fit.INSIDE)
         crop = cut(frame, box or Box(0, 0, min(height, width), min(height, width)), TRACK_SIZE_PX)
-        faces = tracker.faces(crop)
+        faces = tracker.detect(crop)
         crops.append(crop)
         seen.append(to_crop_units(faces[0].landmarks, Box(0, 0, TRACK_SIZE_PX, TRACK_SIZE_PX)) if faces else None)
         change.append(np.inf if before is None else float(np.abs(crop.astype(np.int16) - before).mean()))
@@ -199,8 +198,8 @@ def measure(piece: Piece, samples: FloatArray, judge: SyncJudge, sface: SFace | 
     if found.any():
         shape, pose = remove_pose(torch.from_numpy(piece.landmarks), load_mean_face())
         eyes = eye_aspect_ratio(shape).mean(-1, keepdim=True).numpy()
-        rows[found] = np.concatenate((lips.lip_aperture(piece.landmarks)[:, None], eyes, pose[:, :3].numpy()), 1)[found]
-        for start, stop in runs(found):
+        rows[found] = np.concatenate((lips.lip_distance(piece.landmarks)[:, None], eyes, pose[:, :3].numpy()), 1)[found]
+        for start, stop in find_runs(found):
             if stop - start >= 3:
                 jitter += motion.jitter(shape[start:stop].numpy()) * (stop - start - 2), stop - start - 2
         chosen = np.flatnonzero(found & ((piece.start + np.arange(count)) % IDENTITY_STRIDE == 0))
@@ -237,9 +236,9 @@ def lag_sums(piece: Piece, samples: FloatArray, judge: SyncJudge) -> Float64Arra
     count = len(piece.crops)
     sums = np.zeros((2, 2 * MAX_LAG_FRAMES + 1))
     heard = np.full(count, bool(np.any(samples) and piece.found.any()))
-    for start, stop in runs(quiet_share(torch.from_numpy(samples), count).numpy() > 0.5):
+    for start, stop in find_runs(quiet_share(torch.from_numpy(samples), count).numpy() > 0.5):
         heard[start:stop] &= stop - start < FPS
-    for start, stop in runs(heard):
+    for start, stop in find_runs(heard):
         if stop - start >= MIN_CLIP_FRAMES:
             part, sound = slice(start, stop), samples[start * FRAME_SAMPLES : stop * FRAME_SAMPLES]
             sums += np.stack(sync.clip_distances(judge, piece.crops[part], piece.landmarks[part], sound))
@@ -294,17 +293,17 @@ def check_output(
             progress("check", stop, 0)
     course = joined(courses)
     curve = identity.cosine(course.features, course.features[:1]) if len(course.features) else None
-    findings = examine_course(course, samples, curve)
+    findings = judge_course(course, samples, curve)
     identity_curve = None if curve is None else [round(float(value), 4) for value in curve]
     return Report(Section("video", str(path), tuple(findings)), len(course.opening), identity_curve, tuple(notes))
 
 
-def examine_course(course: Course, samples: FloatArray, curve: Float64Array | None = None) -> list[Finding]:
+def judge_course(course: Course, samples: FloatArray, curve: Float64Array | None = None) -> list[Finding]:
     """Findings on a whole video. samples (L,): its sound; curve (N,): cosines to the first face. None: not to be told."""
     found = course.found
-    frozen_s = max((stop - start for start, stop in runs(course.change < STILL_LEVELS)), default=0) / FPS
+    frozen_s = max((stop - start for start, stop in find_runs(course.change < STILL_LEVELS)), default=0) / FPS
     return [
-        judged(
+        judge_value(
             "face_found",
             found.mean(),
             "of frames",
@@ -315,7 +314,7 @@ def examine_course(course: Course, samples: FloatArray, curve: Float64Array | No
         _silence_finding(course.opening, samples),
         *_identity_findings(curve),
         *_motion_findings(course),
-        judged(
+        judge_value(
             "frozen", frozen_s, "s", frozen_s > MAX_FROZEN_S, "the picture stands still: was it asked for (--still)?"
         ),
     ]
@@ -325,14 +324,16 @@ def _sync_findings(course: Course) -> list[Finding]:
     names = ("sync_confidence", "av_offset_frames", "av_offset")
     if not course.sync[1].any():
         return [Finding(name, None, unit) for name, unit in zip(names, ("", "frames", "ms"), strict=True)]
-    score = sync.score_of(LagDistances(*course.sync))
+    score = sync.score_distances(LagDistances(*course.sync))
     weak = score.confidence < MIN_CONFIDENCE
     # Where no lag stands out, the offset is chance.
     late = not weak and abs(score.offset_frames) > MAX_OFFSET_FRAMES
     advice = "the sound comes late" if score.offset_frames > 0 else "the sound comes early"
     return [
-        judged(names[0], score.confidence, "", weak, "lips hardly go with the sound: try --retry, or clearer speech"),
-        judged(names[1], score.offset_frames, "frames", late, f"{advice}: shift it against the picture"),
+        judge_value(
+            names[0], score.confidence, "", weak, "lips hardly go with the sound: try --retry, or clearer speech"
+        ),
+        judge_value(names[1], score.offset_frames, "frames", late, f"{advice}: shift it against the picture"),
         Finding(names[2], round(score.offset_frames * MS_PER_FRAME, 1), "ms"),
     ]
 
@@ -351,12 +352,12 @@ def _silence_finding(opening: Float64Array, samples: FloatArray) -> Finding:
     spoken = speaking(samples, len(opening))
     near = np.convolve(spoken, np.ones(2 * SILENCE_MARGIN_FRAMES + 1), "same") > 0.5
     quiet, loud = (
-        [opening[start:stop] for start, stop in runs(flags & np.isfinite(opening))] for flags in (~near, spoken)
+        [opening[start:stop] for start, stop in find_runs(flags & np.isfinite(opening))] for flags in (~near, spoken)
     )
     if sum(map(len, quiet)) < MIN_SILENT_FRAMES or not loud or not pooled_std(loud):
         return Finding(name, None, unit)
     ratio = pooled_std(quiet) / pooled_std(loud)
-    return judged(
+    return judge_value(
         name,
         ratio,
         unit,
@@ -375,8 +376,8 @@ def _identity_findings(curve: Float64Array | None) -> list[Finding]:
     advice = "the face becomes another one: use a portrait that looks straight at the camera, or less motion"
     return [
         Finding(names[0], round(float(later.mean()), 4), "cosine"),
-        judged(names[1], later.min(), "cosine", later.min() < MIN_LIKENESS, advice),
-        judged(names[2], drift, "cosine", drift < -MAX_DRIFT, advice),
+        judge_value(names[1], later.min(), "cosine", later.min() < MIN_LIKENESS, advice),
+        judge_value(names[2], drift, "cosine", drift < -MAX_DRIFT, advice),
     ]
 
 
@@ -397,6 +398,6 @@ def _motion_findings(course: Course) -> list[Finding]:
         "the head moves far: see --pose-scale",
     )
     return [
-        judged(name, value, unit, wrong, what) if np.isfinite(value) else Finding(name, None, unit)
+        judge_value(name, value, unit, wrong, what) if np.isfinite(value) else Finding(name, None, unit)
         for (name, unit), value, wrong, what in zip(MOTION_UNITS.items(), values, bad, advice, strict=True)
     ]

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from dawn.checks.findings import Finding, judged
+from dawn.checks.findings import Finding, judge_value
 from dawn.errors import ExtremePoseError, FaceError, FaceTooSmallError
 from dawn.face import mesh as lm
 from dawn.face.geometry import lip_aperture
 from dawn.measures.picture import luma
-from dawn.preprocess.portrait import choose_face, face_from, find_faces
+from dawn.preprocess.portrait import choose_face, find_faces, prepare_face
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import Box, Face, ImageArray, TrackedFace
 
@@ -131,14 +131,14 @@ def examine_portrait(
         return [Finding("faces", len(faces), "", "error", str(error))]
     findings = [Finding("faces", len(faces), "")]
     try:
-        face = face_from(image, found, size_px, tracker, mean_face)
+        face = prepare_face(image, found, size_px, tracker, mean_face)
     except FaceTooSmallError as error:
         return [*findings, Finding("face_height", round(found.box.height, 1), "px", "error", str(error))]
     except ExtremePoseError as error:
         return [*findings, Finding("pose", None, "degrees", "error", str(error))]
     square_px = face.box.width
     findings.append(
-        judged(
+        judge_value(
             "face_height",
             found.box.height,
             "px",
@@ -149,7 +149,7 @@ def examine_portrait(
     )
     outside = outside_share(face.box, image.shape[1], image.shape[0])
     findings.append(
-        judged(
+        judge_value(
             "outside_picture",
             outside,
             "of the square",
@@ -163,7 +163,7 @@ def examine_portrait(
 def _pose_findings(face: Face) -> list[Finding]:
     limits = zip(("yaw", "pitch", "roll"), face.pose[:3], (WARN_YAW_DEG, WARN_PITCH_DEG, WARN_ROLL_DEG), strict=True)
     return [
-        judged(
+        judge_value(
             name,
             angle,
             "degrees",
@@ -180,21 +180,21 @@ def _picture_findings(face: Face) -> list[Finding]:
     highlight = float(np.percentile(light, HIGHLIGHT_PERCENTILE))
     burnt = float((_in_face(light, face) > BURNT_LUMA).mean())
     return [
-        judged(
+        judge_value(
             "detail",
             sharp,
             "of gradients",
             sharp < least,
             f"the face is blurred at the {len(face.crop)} px that the model sees (under {least}): use a sharper picture",
         ),
-        judged(
+        judge_value(
             "highlight",
             highlight,
             "luma",
             highlight < MIN_HIGHLIGHT,
             "the picture is dark: lighten it or light the face",
         ),
-        judged(
+        judge_value(
             "burnt_out", burnt, "of the face", burnt > MAX_BURNT_SHARE, "the face is overexposed: use a darker picture"
         ),
     ]
@@ -205,14 +205,14 @@ def _organ_findings(face: Face) -> list[Finding]:
     eyes = float(face.blink.mean())
     seen = lips_seen(face)
     findings = [
-        judged(
+        judge_value(
             "lip_opening",
             opening,
             "eye distances",
             opening > MAX_OPENING,
             f"the mouth is wide open (over {MAX_OPENING}) and will not shut well: use a portrait with closed lips",
         ),
-        judged(
+        judge_value(
             "eye_ratio",
             eyes,
             "",
@@ -224,4 +224,4 @@ def _organ_findings(face: Face) -> list[Finding]:
         return [*findings, Finding("lips_seen", None, "of the lips")]
     hidden = seen[0] < MIN_LIPS_SEEN or seen[1] >= MAX_FOREIGN_SHARE
     advice = "something seems to cover the mouth (a hand, a mask, a microphone): use a portrait with the whole mouth in sight"
-    return [*findings, judged("lips_seen", seen[0], "of the lips", hidden, advice)]
+    return [*findings, judge_value("lips_seen", seen[0], "of the lips", hidden, advice)]

@@ -23,14 +23,14 @@ SEED_FRAMES = PIECE_FRAMES
 
 @dataclass(frozen=True)
 class SeedScore:
-    """sync: ``sync_in_place`` of the part that was drawn, None if no face was found in it."""
+    """sync: ``score_in_place`` of the part that was drawn, None if no face was found in it."""
 
     seed: int
     sync: float | None
     kept: bool = False
 
 
-def sync_in_place(distances: LagDistances) -> float:
+def score_in_place(distances: LagDistances) -> float:
     """How far the distance of lips and sound as they are lies below that of shifted sound (median over lags). More is better;
     unlike the confidence it does not reward lips that would fit better later."""
     there = distances.counts > 0
@@ -38,7 +38,7 @@ def sync_in_place(distances: LagDistances) -> float:
     return float(np.median(means) - distances.sums[MAX_LAG_FRAMES] / distances.counts[MAX_LAG_FRAMES])
 
 
-def spoken_part(samples: FloatArray, frames: int, length: int = SEED_FRAMES) -> slice:
+def find_spoken_part(samples: FloatArray, frames: int, length: int = SEED_FRAMES) -> slice:
     """The ``length`` frames in which most is said; the first of equal ones."""
     if frames <= length:
         return slice(0, frames)
@@ -47,20 +47,20 @@ def spoken_part(samples: FloatArray, frames: int, length: int = SEED_FRAMES) -> 
     return slice(start, start + length)
 
 
-def seed_score(model: Dawn, video: Video, judge: SyncJudge, tracker: FaceTracker) -> float | None:
-    """``sync_in_place`` of at most ten seconds of a video, drawn at the model's own size; None where no face is found."""
+def score_seed(model: Dawn, video: Video, judge: SyncJudge, tracker: FaceTracker) -> float | None:
+    """``score_in_place`` of at most ten seconds of a video, drawn at the model's own size; None where no face is found."""
     assert video.speech is not None
-    part = spoken_part(video.speech.samples, len(video))
+    part = find_spoken_part(video.speech.samples, len(video))
     frames = model.render(video.face, video.motion.at(part))
     side = model.config.lfg.image_size_px
     (piece,) = pieces(frames, tracker, Box(0, 0, side, side))
     samples = video.speech.samples[part.start * FRAME_SAMPLES : part.stop * FRAME_SAMPLES]
     sums = lag_sums(piece, samples, judge)
     # Rounded, so that seeds that differ by less than other machines' arithmetic are equal.
-    return round(sync_in_place(LagDistances(*sums)), 4) if sums[1, MAX_LAG_FRAMES] else None
+    return round(score_in_place(LagDistances(*sums)), 4) if sums[1, MAX_LAG_FRAMES] else None
 
 
-def best_seed(
+def pick_seed(
     model: Dawn, make: Callable[..., Video], first: int, count: int, progress: Progress = lambda *_: None
 ) -> tuple[Video, tuple[SeedScore, ...]]:
     """``make(seed=first)``, and the same ``again`` with the seeds that follow: of ``count`` videos the one whose lips go best
@@ -79,7 +79,7 @@ def best_seed(
     with FaceTracker() as tracker:
         for seed in range(first, first + count):
             video = video if seed == first else video.again(seed=seed)
-            scores.append(SeedScore(seed, seed_score(model, video, judge, tracker)))
+            scores.append(SeedScore(seed, score_seed(model, video, judge, tracker)))
             # Of equal scores ``max`` gives the first, so that a video once kept is only left for a better one.
             if max(scores, key=_worth) is scores[-1]:
                 kept = video
@@ -92,14 +92,14 @@ def _worth(score: SeedScore) -> float:
     return -np.inf if score.sync is None else score.sync
 
 
-def seed_words(scores: Sequence[SeedScore]) -> str:
+def describe_seeds(scores: Sequence[SeedScore]) -> str:
     """One line: which seed was kept and what the others were worth."""
     kept = next(score for score in scores if score.kept)
     listed = ", ".join(f"{score.seed}: {'no face' if score.sync is None else f'{score.sync:.3f}'}" for score in scores)
     return f"seed {kept.seed} kept: of {len(scores)} its lips go best with the sound ({listed})"
 
 
-def account(
+def report_result(
     video: Video,
     path: FilePath,
     report: FilePath | None,
@@ -111,7 +111,7 @@ def account(
     report: where the self-check's findings and the scores are written; None: no self-check. Raises as ``check_output``,
     OutputError.
     """
-    lines = [seed_words(scores)] if scores else []
+    lines = [describe_seeds(scores)] if scores else []
     if report is not None:
         lines += check_output(path, face_square(video), progress=progress).save(
             report, [asdict(score) for score in scores]

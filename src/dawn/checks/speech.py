@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dawn.checks.findings import Finding, judged
+from dawn.checks.findings import Finding, judge_value
 from dawn.engines.rules import QUIET_DBFS
-from dawn.measures.motion import runs
+from dawn.measures.motion import find_runs
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, Speech
 
 Float64Array = NDArray[np.float64]
@@ -88,7 +88,7 @@ def clipped_share(samples: FloatArray) -> float:
     """Share of samples that lie in runs of at least ``CLIP_RUN`` within 1.5 % of the largest: the flat tops of clipping."""
     size = np.abs(samples)
     near = size >= CLIP_NEAR * size.max(initial=1e-9)
-    lengths = np.diff(runs(near), axis=1)
+    lengths = np.diff(find_runs(near), axis=1)
     return float(lengths[lengths >= CLIP_RUN].sum() / max(1, len(samples)))
 
 
@@ -132,14 +132,14 @@ def examine_speech(speech: Speech) -> list[Finding]:
     clipped = clipped_share(speech.samples)
     steady = steadiness(speech.samples, heard.levels)
     return [
-        judged(
+        judge_value(
             "duration",
             speech.duration_s,
             "s",
             speech.duration_s < MIN_DURATION_S,
             f"under {MIN_DURATION_S:g} s hardly a word can be heard: give a longer recording",
         ),
-        judged(
+        judge_value(
             "speech_share",
             share,
             "of the time",
@@ -147,14 +147,14 @@ def examine_speech(speech: Speech) -> list[Finding]:
             f"little of it stands out as speech (under {MIN_SPEECH_SHARE}): cut the pauses, or record with less noise",
         ),
         *_level_findings(heard),
-        judged(
+        judge_value(
             "clipping",
             clipped,
             "of samples",
             clipped > MAX_CLIPPED_SHARE,
             "the sound is clipped: record it again at a lower level",
         ),
-        judged(
+        judge_value(
             "steadiness",
             steady,
             "",
@@ -172,15 +172,17 @@ def _level_findings(heard: Activity) -> list[Finding]:
     level = mean_level(heard.levels[heard.speech])
     snr = level - noise_level(heard)
     return [
-        judged("start", start_s, "s", start_s > MAX_START_S, "the recording begins with silence or noise: cut it off"),
-        judged(
+        judge_value(
+            "start", start_s, "s", start_s > MAX_START_S, "the recording begins with silence or noise: cut it off"
+        ),
+        judge_value(
             "level",
             level,
             "dBFS",
             level < MIN_LEVEL_DBFS,
             f"the voice is quiet (under {MIN_LEVEL_DBFS:g} dBFS; at {QUIET_DBFS:g} the mouth stays shut): make it louder",
         ),
-        judged(
+        judge_value(
             "snr",
             snr,
             "dB",

@@ -16,7 +16,7 @@ from dawn.checkpoint import load_mean_face
 from dawn.engines.engine import load_motion_space
 from dawn.errors import AudioError, ConfigError, DawnError, NoFaceError
 from dawn.face.geometry import eye_aspect_ratio, remove_pose
-from dawn.measures.lips import lip_aperture
+from dawn.measures.lips import lip_distance
 from dawn.measures.motion import blink_count
 from dawn.media.files import FilePath
 from dawn.models.attention import CHUNK_FRAMES
@@ -90,8 +90,8 @@ def trace_video(path: FilePath, progress: Progress = lambda *_: None) -> Traces:
     rows: list[FloatArray] = []
     with media.VideoReader(path, fps=FPS) as reader, FaceTracker() as tracker:
         for index, frame in enumerate(reader):
-            faces = tracker.faces(frame)
-            rows.append(_measured(faces[0].landmarks, mean_face) if faces else np.full(6, np.nan, np.float32))
+            faces = tracker.detect(frame)
+            rows.append(_measure_face(faces[0].landmarks, mean_face) if faces else np.full(6, np.nan, np.float32))
             thumbs.offer(index, frame)
             progress("track", index + 1, 0)
     numbers = np.stack(rows)
@@ -105,10 +105,10 @@ def trace_video(path: FilePath, progress: Progress = lambda *_: None) -> Traces:
     return Traces(title, numbers[:, 1:4], numbers[:, 4:], LABELS, numbers[:, 0], sound, tuple(thumbs.kept))
 
 
-def _measured(landmarks: FloatArray, mean_face: torch.Tensor) -> FloatArray:
+def _measure_face(landmarks: FloatArray, mean_face: torch.Tensor) -> FloatArray:
     """Lip opening, yaw, pitch, roll and two eye aspect ratios, (6,), from (478, 3) in pixels."""
     shape, pose = remove_pose(torch.from_numpy(landmarks), mean_face)
-    parts = (lip_aperture(landmarks[None]), pose[:3].numpy(), eye_aspect_ratio(shape).numpy())
+    parts = (lip_distance(landmarks[None]), pose[:3].numpy(), eye_aspect_ratio(shape).numpy())
     return np.concatenate(parts).astype(np.float32)
 
 
@@ -134,7 +134,7 @@ def trace_motion(motion: Motion, name: str, preset: str | None = None) -> Traces
     lips, eyes = [], []
     for part in torch.from_numpy(motion.expression).split(CHUNK_FRAMES):
         shapes = space.shapes(part, space.mean_face)
-        lips.append(lip_aperture(shapes.numpy()))
+        lips.append(lip_distance(shapes.numpy()))
         eyes.append(eye_aspect_ratio(shapes).numpy())
     ear = np.concatenate(eyes)
     title = f"{title}, {blink_count(ear.mean(1))} blinks; lips and eyes on the mean face"

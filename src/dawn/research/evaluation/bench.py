@@ -19,14 +19,13 @@ from dawn.face.geometry import eye_aspect_ratio, remove_pose
 from dawn.models.lite.bundle import Bundle
 from dawn.preprocess.clips import MIN_FRAMES
 from dawn.preprocess.crop import to_crop_units
+from dawn.preprocess.portrait import TRACK_SIZE_PX
 from dawn.preprocess.tracker import FaceTracker
 from dawn.rendering.composite import FullFrame
 from dawn.rendering.draw import picture
 from dawn.structs import Box, Face, FloatArray, ImageArray
 
 RENDER_BATCH = 8
-TRACK_SIZE_PX = 256
-"""Generated frames are tracked at the size at which portraits and training clips were."""
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)."""
@@ -175,7 +174,7 @@ def track(tracker: FaceTracker, frames: ImageArray, otherwise: FloatArray) -> Tr
     landmarks: list[FloatArray] = []
     found: list[bool] = []
     for frame in scaled(frames, TRACK_SIZE_PX):
-        faces = tracker.faces(frame)
+        faces = tracker.detect(frame)
         found.append(bool(faces))
         landmarks.append(to_crop_units(faces[0].landmarks, box) if faces else landmarks[-1] if landmarks else otherwise)
     return Tracked(np.stack(landmarks), np.array(found))
