@@ -15,9 +15,11 @@ from conftest import EXAMPLES, refused
 from dawn import media
 from dawn.apps.cli.main import main
 from dawn.checks import output as selfcheck
+from dawn.checks import pieces
 from dawn.checks import retry as seeds
 from dawn.checks.findings import Finding
-from dawn.checks.output import Course, Report, check_output, judge_course, measure, pieces
+from dawn.checks.output import Report, check_output, judge_course
+from dawn.checks.pieces import Course, join_courses, measure_lags, measure_piece, track_pieces
 from dawn.checks.retry import SeedScore, describe_seeds, find_spoken_part, pick_seed, score_in_place
 from dawn.errors import CheckpointError, InputError, OutputError
 from dawn.measures import sync
@@ -146,18 +148,19 @@ def film(frames: int, dark: tuple[int, ...] = ()) -> list[ImageArray]:
 def test_pieces_make_the_same_numbers_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tools, box = random_tools(), Box(0, 0, 64, 64)
     frames = film(60, dark=(0, 20, 21, 45))
-    (whole,) = pieces(frames, Blinking(), box)  # type: ignore[arg-type]
+    (whole,) = track_pieces(frames, Blinking(), box)  # type: ignore[arg-type]
     assert not whole.found[[0, 20, 21, 45]].any() and whole.found.sum() == 56
     assert (whole.landmarks[0] == whole.landmarks[1]).all() and (whole.landmarks[21] == whole.landmarks[19]).all()
     assert np.isinf(whole.change[0]) and whole.change[21] == 0 and whole.change[1:20].min() > 1
-    monkeypatch.setattr(selfcheck, "PIECE_FRAMES", 25)
-    parts = list(pieces(frames, Blinking(), box))  # type: ignore[arg-type]
+    monkeypatch.setattr(pieces, "PIECE_FRAMES", 25)
+    parts = list(track_pieces(frames, Blinking(), box))  # type: ignore[arg-type]
     assert [(part.start, len(part.crops)) for part in parts] == [(0, 25), (25, 25), (50, 10)]
     samples = np.random.default_rng(1).normal(0, 0.1, 60 * 640).astype(np.float32)
     made = [
-        measure(part, samples[part.start * 640 :][: len(part.crops) * 640], tools.judge, tools.sface) for part in parts
+        measure_piece(part, samples[part.start * 640 :][: len(part.crops) * 640], tools.judge, tools.sface)
+        for part in parts
     ]
-    joined, once = selfcheck.joined(made), measure(whole, samples, tools.judge, tools.sface)
+    joined, once = join_courses(made), measure_piece(whole, samples, tools.judge, tools.sface)
     for name in ("opening", "eyes", "angles", "change", "features"):
         np.testing.assert_allclose(getattr(joined, name), getattr(once, name), atol=1e-5)
     # Every 12th frame that shows a face: 12, 24, 36, 48; the first is dark.
@@ -168,16 +171,16 @@ def test_pieces_make_the_same_numbers_as_the_whole(monkeypatch: pytest.MonkeyPat
 
 def test_long_silence_is_not_judged() -> None:
     tools = random_tools()
-    (piece,) = pieces(film(80), BrightnessTracker(), Box(0, 0, 64, 64))  # type: ignore[arg-type]
+    (piece,) = track_pieces(film(80), BrightnessTracker(), Box(0, 0, 64, 64))  # type: ignore[arg-type]
     samples = np.random.default_rng(1).normal(0, 0.1, 80 * 640).astype(np.float32)
-    whole = selfcheck.lag_sums(piece, samples, tools.judge)
+    whole = measure_lags(piece, samples, tools.judge)
     assert whole[1].max() == 76 - 2  # windows that have seven frames of sound
     short, long = samples.copy(), samples.copy()
     short[30 * 640 : 50 * 640] = 0
     long[25 * 640 : 60 * 640] = 0
-    assert (selfcheck.lag_sums(piece, short, tools.judge)[1] == whole[1]).all()
-    assert 0 < selfcheck.lag_sums(piece, long, tools.judge)[1].max() <= 50
-    assert not selfcheck.lag_sums(piece, np.zeros_like(samples), tools.judge).any()
+    assert (measure_lags(piece, short, tools.judge)[1] == whole[1]).all()
+    assert 0 < measure_lags(piece, long, tools.judge)[1].max() <= 50
+    assert not measure_lags(piece, np.zeros_like(samples), tools.judge).any()
 
 
 def test_the_square_is_found_in_a_photograph() -> None:
@@ -186,7 +189,7 @@ def test_the_square_is_found_in_a_photograph() -> None:
     wide = Image.new("RGB", (400, 300), (120, 130, 140))
     wide.paste(portrait, (250, 40))
     with selfcheck.FaceTracker() as tracker:
-        (piece,) = pieces([np.asarray(wide)] * 2, tracker)
+        (piece,) = track_pieces([np.asarray(wide)] * 2, tracker)
     assert piece.found.all() and piece.change[1] == 0
     assert np.abs(piece.landmarks[..., :2].mean((0, 1))).max() < 0.25
     assert 0.9 < np.ptp(piece.landmarks[0, :, 1]) < 1.4
