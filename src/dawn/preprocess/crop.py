@@ -29,7 +29,7 @@ class Fit(Enum):
     SHIFTED = "shifted"
     """Shift the square into the picture along the sides where it fits: for portraits."""
     INSIDE = "inside"
-    """Shrink the square to the picture, then shift it: for clips, whose borders must not be invented."""
+    """Shrink the square to the picture's shorter side, then shift it along the sides where it fits: for clips."""
 
 
 def crop_box(face: TrackedFace, width: int, height: int, fit: Fit = Fit.SHIFTED) -> Box:
