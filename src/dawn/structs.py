@@ -5,7 +5,7 @@ Shapes: ``B`` batch, ``T`` frames at 25 fps, ``C`` channels, ``H W`` pixels, ``h
 are ``H W C`` uint8 RGB; float images lie in [0, 1]. Flow is the absolute sampling grid in [-1, 1] in (x, y) order,
 occlusion lies in [0, 1].
 
-Normalised crop coordinates ("crop units"): the left edge of the crop is x = -1, the right edge +1, the same for y;
+Normalised crop coordinates ("crop units"): the left edge of the crop is x = -1, the right edge +1, the same for y.
 z uses the same scale. This is the ``align_corners=False`` convention of ``torch.nn.functional.grid_sample``.
 """
 

@@ -1,4 +1,4 @@
-"""Several seeds, and the one whose lips go best with the sound (``--retry``)."""
+"""The best of several seeds: the one whose lips go best with the sound (``--retry``)."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def levels_dbfs(samples: FloatArray) -> Float64Array:
 def detect_speech(samples: FloatArray) -> Activity:
     """Detect speech in samples (L,) by energy.
 
-    Blocks count that are 6 dB over the floor (10th percentile of all levels), at most 30 dB under the loud ones (95th
-    percentile), and over ``QUIET_DBFS``, below which the mouth is shut anyway.
+    A block counts if it is 6 dB over the floor (10th percentile of all levels) and at most 30 dB under the loud ones
+    (95th percentile). It must also be over ``QUIET_DBFS``, below which the mouth is shut anyway.
     """
     levels = levels_dbfs(samples)
     floor, loud = np.percentile(levels, [FLOOR_PERCENTILE, LOUD_PERCENTILE])

@@ -153,8 +153,8 @@ def best_lag(sums: Float64Array) -> Lag:
 def closed_threshold(apertures: Sequence[Array]) -> float:
     """Find the ``lip_distance`` at or below which a person's lips count as closed.
 
-    It is the 5th percentile over all of the person's true clips, which is how the tracker sees their shut lips, plus
-    0.015 eye distances (about 1 mm). True and generated frames share one threshold.
+    It is the 5th percentile over all of the person's true clips, plus 0.015 eye distances (about 1 mm). The percentile
+    shows how the tracker sees their shut lips. True and generated frames share one threshold.
 
     Args:
         apertures: ``lip_distance`` (T,) of each clip.

@@ -1,6 +1,6 @@
 """Measures of how head, eyes and picture move.
 
-Shapes are landmarks without pose (``face.geometry.remove_pose``): (T, 478, 2 or 3) in the frame of the mean face, whose
+Shapes are landmarks without pose (``face.geometry.remove_pose``): (T, 478, 2 or 3) in the frame of the mean face. Its
 outer eye corners are one unit apart. Angles are (T, 3) yaw, pitch and roll in degrees. All at ``structs.FPS``.
 """
 

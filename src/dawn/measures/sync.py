@@ -1,6 +1,6 @@
 """Sync confidence and sync distance, dawn's judge: do the lips of a video go with its sound?
 
-They are defined like LSE-C and LSE-D (SyncNet, Chung and Zisserman 2016), but this project's own small network
+They are defined like LSE-C and LSE-D (SyncNet, Chung and Zisserman 2016). But this project's own small network
 (``models.judges.sync``) measures them: compare its figures with each other, never with figures of SyncNet.
 
 Every window of 5 frames is compared with the sound at every lag from -10 to +10 frames. The Euclidean distances between

@@ -32,7 +32,7 @@ def _mediapipe() -> Any:
     """Import MediaPipe late, so that other commands need not load the native library.
 
     The import runs in a thread of its own. Without PortAudio one of MediaPipe's modules keeps the error of its import,
-    and with it the stack: our callers' variables, such as a recording's features, would never be freed.
+    and with it the stack. Our callers' variables, such as a recording's features, would never be freed.
     """
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(import_module, "mediapipe").result()
