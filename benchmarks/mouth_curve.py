@@ -42,7 +42,7 @@ def main() -> None:
             for clip, one in zip(clips, posed, strict=True):
                 expression = torch.lerp(torch.from_numpy(one.made.expression), one.true, share)
                 shapes = engine.networks.motion.shapes(expression, torch.from_numpy(clip.face.shape))
-                sums += lips.correlation_sums(lips.lip_aperture(shapes.numpy()), lips.lip_aperture(clip.landmarks))
+                sums += lips.correlation_sums(lips.lip_distance(shapes.numpy()), lips.lip_distance(clip.landmarks))
                 points = picture.to_pixels(clip.landmarks, clip.frames.shape[1])
                 frames = bench.draw(clip, replace(one.made, expression=expression.numpy()))
                 decibels.append(picture.box_psnr(frames, clip.frames, [picture.mouth_box(p) for p in points]))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dawn import media
-from dawn.measures.lips import lip_aperture
+from dawn.measures.lips import lip_distance
 from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
 from dawn.research.evaluation.bench import track
@@ -36,10 +36,10 @@ def openings(model: Dawn, portrait: Path, speech: Speech, tracker: FaceTracker) 
     """Openings (T,) asked for and seen, at every second frame in which a face was found."""
     video = model(portrait, speech, seed=1)
     motion = video.motion.at(slice(0, len(video), STRIDE))
-    asked = lip_aperture(model.landmarks(video.face, motion, 0, len(motion)).cpu().numpy())
+    asked = lip_distance(model.landmarks(video.face, motion, 0, len(motion)).cpu().numpy())
     frames = np.stack(list(model.render(video.face, motion)))
     seen = track(tracker, frames, video.face.landmarks)
-    return asked[seen.found], lip_aperture(seen.landmarks)[seen.found]
+    return asked[seen.found], lip_distance(seen.landmarks)[seen.found]
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def prepared_once(monkeypatch: pytest.MonkeyPatch, portrait_face: Face) -> None:
     monkeypatch.setattr(placement, "FaceTracker", lambda max_faces: nullcontext())
     monkeypatch.setattr(placement, "find_faces", lambda image, tracker: [])
     monkeypatch.setattr(placement, "choose_face", lambda faces, choice: None)
-    monkeypatch.setattr(placement, "face_from", lambda *given, **named: portrait_face)
+    monkeypatch.setattr(placement, "prepare_face", lambda *given, **named: portrait_face)
 
 
 @pytest.fixture(scope="module")

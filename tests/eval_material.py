@@ -50,7 +50,7 @@ class BrightnessTracker:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def faces(self, image: ImageArray) -> list[TrackedFace]:
+    def detect(self, image: ImageArray) -> list[TrackedFace]:
         points = 0.6 * load_mean_face().numpy()
         points[points[:, 1] > points[13, 1] + 1e-4, 1] += image[128:].mean() / 1280
         tilt = (image[:, :128].mean() - image[:, 128:].mean()) / 20

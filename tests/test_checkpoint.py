@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY, random_bundle, write_preset
-from dawn.checkpoint import file_sha256, find_preset, load_part, read_config, save_part, shipped_presets
+from dawn.checkpoint import file_sha256, find_preset, list_presets, load_part, read_config, save_part
 from dawn.config import FineConfig, LitePresetConfig, parse
 from dawn.engines.load import load_bundle
 from dawn.errors import CheckpointError, ConfigError, DawnError
@@ -129,11 +129,11 @@ def test_unknown_preset_names_what_there_is(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="unknown preset 'lite-9000'"):
         find_preset("lite-9000")
     monkeypatch.setattr("dawn.checkpoint.files", lambda package: tmp_path)
-    assert shipped_presets() == []
+    assert list_presets() == []
     with pytest.raises(ConfigError, match="unknown preset"):
         find_preset("lite-128")
     write_preset(tmp_path / "weights" / "small")
-    assert shipped_presets() == ["small"] and find_preset("small") == tmp_path / "weights" / "small"
+    assert list_presets() == ["small"] and find_preset("small") == tmp_path / "weights" / "small"
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ class TurnedTracker:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def faces(self, image: np.ndarray) -> list[TrackedFace]:
+    def detect(self, image: np.ndarray) -> list[TrackedFace]:
         side = min(image.shape[:2])
         points = apply_pose(self.mean_face, torch.tensor([60.0, 0, 0, 0.4, 0, 0])).numpy()
         return [TrackedFace(((points + np.array([1, 1, 0])) * side / 2).astype(np.float32), np.zeros(52, np.float32))]

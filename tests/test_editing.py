@@ -273,7 +273,7 @@ def test_eyes_are_seen_to_shut_and_to_stay_open(portrait_path: Path, speech_path
     with FaceTracker() as tracker:
         for each in (video, shut, opened):
             ((_, frame),) = each.frames(np.arange(len(video)) == 10)
-            points = torch.from_numpy(tracker.faces(frame)[0].landmarks)
+            points = torch.from_numpy(tracker.detect(frame)[0].landmarks)
             seen.append(float(eye_aspect_ratio(points).mean()))
     assert seen[0] > 0.25 and seen[2] > 0.25 and seen[1] < 0.12, seen
 

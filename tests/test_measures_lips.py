@@ -29,14 +29,14 @@ def face(frames: int = 1) -> np.ndarray:
 
 def test_lips_exact_and_unmoved_by_the_head(rng: np.random.Generator) -> None:
     points = face()
-    assert lips.lip_aperture(points) == pytest.approx(np.array([0.1]))
+    assert lips.lip_distance(points) == pytest.approx(np.array([0.1]))
     assert lips.lip_width(points) == pytest.approx(np.array([0.5]))
     rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     moved = 37.0 * points @ rotation + rng.normal(size=3)
-    assert lips.lip_aperture(moved) == pytest.approx(np.array([0.1]))
+    assert lips.lip_distance(moved) == pytest.approx(np.array([0.1]))
     assert lips.lip_width(moved) == pytest.approx(np.array([0.5]))
     with pytest.raises(InputError):
-        lips.lip_aperture(np.zeros((1, 478, 3)))
+        lips.lip_distance(np.zeros((1, 478, 3)))
 
 
 def test_landmark_error() -> None:

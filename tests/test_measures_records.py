@@ -44,7 +44,7 @@ def test_true_pose_moves_the_head_as_the_clip_does(tiny_model: Any, tools: figur
 def test_real_frames_measured_against_themselves(tools: figures.Tools) -> None:
     subject = clip("c", "a", seed=3)
     again = Shown(subject.frames, subject.landmarks, np.ones(FRAMES, bool))
-    truth = figures.Truth(subject, again, float(np.median(lips.lip_aperture(subject.landmarks))), tools)
+    truth = figures.Truth(subject, again, float(np.median(lips.lip_distance(subject.landmarks))), tools)
     record = figures.measured(again, truth, figures.PARTS)
     value = {m.name: m.finish(record[m.key]) for m in figures.MEASURES if m.key in record}
     for name in (
@@ -98,8 +98,8 @@ def test_widest_mouth_frame() -> None:
 def test_thresholds_are_the_persons_own() -> None:
     clips = [clip("0", "a", 0), clip("1", "a", 1), clip("2", "b", 2)]
     found = report.closed_thresholds(clips)
-    assert found["b"] == lips.closed_threshold([lips.lip_aperture(clips[2].landmarks)])
-    assert found["a"] == lips.closed_threshold([lips.lip_aperture(c.landmarks) for c in clips[:2]])
+    assert found["b"] == lips.closed_threshold([lips.lip_distance(clips[2].landmarks)])
+    assert found["a"] == lips.closed_threshold([lips.lip_distance(c.landmarks) for c in clips[:2]])
 
 
 def test_long_sound_ends_as_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ class Blinking:
     def __init__(self) -> None:
         self.calls = 0
 
-    def faces(self, image: np.ndarray) -> list[TrackedFace]:
+    def detect(self, image: np.ndarray) -> list[TrackedFace]:
         assert image.shape == (256, 256, 3)
         self.calls += 1
         points = np.full((LANDMARK_COUNT, 3), 128.0 + self.calls, np.float32)

@@ -172,7 +172,7 @@ def test_again_is_another_motion_of_the_same_portrait_and_sound(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("prepared twice")
 
-    monkeypatch.setattr(dawn.rendering.placement, "face_from", never)
+    monkeypatch.setattr(dawn.rendering.placement, "prepare_face", never)
     monkeypatch.setattr(media, "read_speech", never)
     from_given = given.regenerate(seed=5)
     monkeypatch.setattr(tiny_model.engine, "features", never)

@@ -18,7 +18,7 @@ from dawn.checkpoint import load_mean_face
 from dawn.errors import ExtremePoseError, FaceTooSmallError
 from dawn.face.geometry import lip_aperture
 from dawn.pipeline import Dawn
-from dawn.preprocess.portrait import _starts, prepare_portrait
+from dawn.preprocess.portrait import _tile_starts, prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def test_each_portrait_speaks(model: Dawn, path: Path, speech_path: Path) -> Non
     assert frames[:FEW].std() > 0.8 * crop.std() and frames[-FEW:].std() > 0.8 * crop.std(), "washed out"
     assert wanted[order[-FEW:]].mean() > 0.04 and wanted[order[:FEW]].mean() < 0.02
     with FaceTracker() as tracker:
-        found = [tracker.faces(np.kron(frame, np.ones((2, 2, 1), np.uint8))) for frame in frames]
+        found = [tracker.detect(np.kron(frame, np.ones((2, 2, 1), np.uint8))) for frame in frames]
     assert all(len(faces) == 1 for faces in found), "a frame shows no face"
     seen = lip_aperture(torch.from_numpy(np.stack([faces[0].landmarks for faces in found]))).numpy()
     grown = seen[FEW:].mean() - seen[:FEW].mean()
@@ -67,7 +67,7 @@ def test_small_faces_are_found(example: Image.Image) -> None:
     picture = Image.new("RGB", (1200, 900), (128, 128, 128))
     picture.paste(example.resize((240, 240), Image.Resampling.LANCZOS), (200, 500))
     with FaceTracker(max_faces=8) as tracker:
-        assert tracker.faces(np.asarray(picture)) == []
+        assert tracker.detect(np.asarray(picture)) == []
         face = prepare_portrait(np.asarray(picture), 64, tracker, load_mean_face())
         assert 200 < face.box.center[0] < 440 and 500 < face.box.center[1] < 740
         smaller = picture.resize((1000, 750), Image.Resampling.LANCZOS)
@@ -82,7 +82,7 @@ def test_portraits_on_their_side_are_refused(example: Image.Image) -> None:
 
 def test_parts_cover_and_overlap_by_half() -> None:
     for limit, side in ((1000, 600), (1000, 99), (100, 100), (100, 300), (101, 100)):
-        starts = _starts(limit, side)
+        starts = _tile_starts(limit, side)
         assert starts[0] == 0 and starts[-1] == max(0, limit - side)
         assert all(0 < b - a <= side / 2 + 1 for a, b in pairwise(starts))
 

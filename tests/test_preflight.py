@@ -15,7 +15,7 @@ from conftest import EXAMPLES, example_sound, refused, three_faces, write_wav
 from dawn import media
 from dawn.checkpoint import load_mean_face
 from dawn.checks import speech as rules
-from dawn.checks.findings import Finding, Section, as_json, as_words, verdict
+from dawn.checks.findings import Finding, Section, as_json, format_findings, verdict
 from dawn.checks.portrait import examine_portrait
 from dawn.checks.speech import examine_speech
 from dawn.face import mesh as lm
@@ -123,7 +123,7 @@ class ShownTracker:
     def __init__(self, landmarks: np.ndarray) -> None:
         self.landmarks = landmarks
 
-    def faces(self, image: ImageArray) -> list:
+    def detect(self, image: ImageArray) -> list:
         side = min(image.shape[:2])
         return [
             TrackedFace(
@@ -270,9 +270,9 @@ def test_report() -> None:
             ],
         },
     }
-    words = as_words(sections)
+    words = format_findings(sections)
     assert len(words) == 5 and "25 degrees" in words[2] and words[2].endswith("turn") and words[3] == "speech s.wav"
-    assert [line.split()[0] for line in as_words(sections, "error")] == ["speech", "error"]
+    assert [line.split()[0] for line in format_findings(sections, "error")] == ["speech", "error"]
 
 
 def test_check(run: Callable, out: Path, tmp_path: Path, portrait_path: Path, portrait: Image.Image) -> None:

@@ -15,10 +15,12 @@ from conftest import EXAMPLES, refused
 from dawn import media
 from dawn.apps.cli.main import main
 from dawn.checks import output as selfcheck
+from dawn.checks import pieces
 from dawn.checks import retry as seeds
 from dawn.checks.findings import Finding
-from dawn.checks.output import Course, Report, check_output, examine_course, measure, pieces
-from dawn.checks.retry import SeedScore, best_seed, seed_words, spoken_part, sync_in_place
+from dawn.checks.output import Report, check_output, judge_course
+from dawn.checks.pieces import Course, join_courses, measure_lags, measure_piece, track_pieces
+from dawn.checks.retry import SeedScore, describe_seeds, find_spoken_part, pick_seed, score_in_place
 from dawn.errors import CheckpointError, InputError, OutputError
 from dawn.measures import sync
 from dawn.models.judges.sync import LagDistances
@@ -67,7 +69,7 @@ CURVE = np.linspace(1, 0.9, 60)
 
 
 def test_a_good_video_has_no_warnings() -> None:
-    found = named(examine_course(course(), VOICE, CURVE))
+    found = named(judge_course(course(), VOICE, CURVE))
     assert {finding.level for finding in found.values()} == {"ok"} and all(f.value is not None for f in found.values())
     assert found["av_offset"].value == 0 and found["blinks"].value == 18  # the stretch at the start is none
 
@@ -97,16 +99,16 @@ def holes(values: np.ndarray, share: float) -> np.ndarray:
     ],
 )
 def test_each_fault_is_found_and_nothing_else(name: str, changes: dict, curve: np.ndarray) -> None:
-    findings = examine_course(course(**changes), VOICE, curve)
+    findings = judge_course(course(**changes), VOICE, curve)
     assert [finding.name for finding in findings if finding.level == "warning"] == [name]
     assert named(findings)[name].advice
 
 
 def test_offset_is_given_in_both_units_and_not_judged_by_chance() -> None:
-    late = named(examine_course(course(sync=dip(5)), VOICE, CURVE))
+    late = named(judge_course(course(sync=dip(5)), VOICE, CURVE))
     assert (late["av_offset_frames"].value, late["av_offset"].value) == (5, 200)
     assert "sound comes late" in late["av_offset_frames"].advice
-    chance = named(examine_course(course(sync=dip(5, 0.01)), VOICE, CURVE))
+    chance = named(judge_course(course(sync=dip(5, 0.01)), VOICE, CURVE))
     assert chance["sync_confidence"].level == "warning" and chance["av_offset_frames"].level == "ok"
 
 
@@ -120,10 +122,10 @@ def test_what_cannot_be_told_is_none() -> None:
         flicker=np.zeros(2),
         sync=np.zeros((2, 21)),
     )
-    found = named(examine_course(blind, np.zeros(0, np.float32)))
+    found = named(judge_course(blind, np.zeros(0, np.float32)))
     assert found["face_found"].value == 0 and found["face_found"].level == "warning"
     assert {name for name, finding in found.items() if finding.value is None} == {*found} - {"face_found", "frozen"}
-    short = named(examine_course(course(), np.resize(VOICE[: 340 * 640], len(VOICE)), CURVE[:1]))
+    short = named(judge_course(course(), np.resize(VOICE[: 340 * 640], len(VOICE)), CURVE[:1]))
     assert short["lips_in_silence"].value is None and short["identity_drift"].value is None
 
 
@@ -133,8 +135,8 @@ def test_what_cannot_be_told_is_none() -> None:
 class Blinking(BrightnessTracker):
     """Loses the face in dark pictures."""
 
-    def faces(self, image: ImageArray) -> list:
-        return super().faces(image) if image.mean() > 10 else []
+    def detect(self, image: ImageArray) -> list:
+        return super().detect(image) if image.mean() > 10 else []
 
 
 def film(frames: int, dark: tuple[int, ...] = ()) -> list[ImageArray]:
@@ -147,18 +149,19 @@ def film(frames: int, dark: tuple[int, ...] = ()) -> list[ImageArray]:
 def test_pieces_make_the_same_numbers_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tools, box = random_tools(), Box(0, 0, 64, 64)
     frames = film(60, dark=(0, 20, 21, 45))
-    (whole,) = pieces(frames, Blinking(), box)  # type: ignore[arg-type]
+    (whole,) = track_pieces(frames, Blinking(), box)  # type: ignore[arg-type]
     assert not whole.found[[0, 20, 21, 45]].any() and whole.found.sum() == 56
     assert (whole.landmarks[0] == whole.landmarks[1]).all() and (whole.landmarks[21] == whole.landmarks[19]).all()
     assert np.isinf(whole.change[0]) and whole.change[21] == 0 and whole.change[1:20].min() > 1
-    monkeypatch.setattr(selfcheck, "PIECE_FRAMES", 25)
-    parts = list(pieces(frames, Blinking(), box))  # type: ignore[arg-type]
+    monkeypatch.setattr(pieces, "PIECE_FRAMES", 25)
+    parts = list(track_pieces(frames, Blinking(), box))  # type: ignore[arg-type]
     assert [(part.start, len(part.crops)) for part in parts] == [(0, 25), (25, 25), (50, 10)]
     samples = np.random.default_rng(1).normal(0, 0.1, 60 * 640).astype(np.float32)
     made = [
-        measure(part, samples[part.start * 640 :][: len(part.crops) * 640], tools.judge, tools.sface) for part in parts
+        measure_piece(part, samples[part.start * 640 :][: len(part.crops) * 640], tools.judge, tools.sface)
+        for part in parts
     ]
-    joined, once = selfcheck.joined(made), measure(whole, samples, tools.judge, tools.sface)
+    joined, once = join_courses(made), measure_piece(whole, samples, tools.judge, tools.sface)
     for name in ("opening", "eyes", "angles", "change", "features"):
         np.testing.assert_allclose(getattr(joined, name), getattr(once, name), atol=1e-5)
     # Every 12th frame that shows a face: 12, 24, 36, 48; the first is dark.
@@ -169,16 +172,16 @@ def test_pieces_make_the_same_numbers_as_the_whole(monkeypatch: pytest.MonkeyPat
 
 def test_long_silence_is_not_judged() -> None:
     tools = random_tools()
-    (piece,) = pieces(film(80), BrightnessTracker(), Box(0, 0, 64, 64))  # type: ignore[arg-type]
+    (piece,) = track_pieces(film(80), BrightnessTracker(), Box(0, 0, 64, 64))  # type: ignore[arg-type]
     samples = np.random.default_rng(1).normal(0, 0.1, 80 * 640).astype(np.float32)
-    whole = selfcheck.lag_sums(piece, samples, tools.judge)
+    whole = measure_lags(piece, samples, tools.judge)
     assert whole[1].max() == 76 - 2  # windows that have seven frames of sound
     short, long = samples.copy(), samples.copy()
     short[30 * 640 : 50 * 640] = 0
     long[25 * 640 : 60 * 640] = 0
-    assert (selfcheck.lag_sums(piece, short, tools.judge)[1] == whole[1]).all()
-    assert 0 < selfcheck.lag_sums(piece, long, tools.judge)[1].max() <= 50
-    assert not selfcheck.lag_sums(piece, np.zeros_like(samples), tools.judge).any()
+    assert (measure_lags(piece, short, tools.judge)[1] == whole[1]).all()
+    assert 0 < measure_lags(piece, long, tools.judge)[1].max() <= 50
+    assert not measure_lags(piece, np.zeros_like(samples), tools.judge).any()
 
 
 def test_the_square_is_found_in_a_photograph() -> None:
@@ -187,7 +190,7 @@ def test_the_square_is_found_in_a_photograph() -> None:
     wide = Image.new("RGB", (400, 300), (120, 130, 140))
     wide.paste(portrait, (250, 40))
     with selfcheck.FaceTracker() as tracker:
-        (piece,) = pieces([np.asarray(wide)] * 2, tracker)
+        (piece,) = track_pieces([np.asarray(wide)] * 2, tracker)
     assert piece.found.all() and piece.change[1] == 0
     assert np.abs(piece.landmarks[..., :2].mean((0, 1))).max() < 0.25
     assert 0.9 < np.ptp(piece.landmarks[0, :, 1]) < 1.4
@@ -246,16 +249,16 @@ def test_report_schema(spoken: tuple[Report, Report], tmp_path: Path) -> None:
 
 def test_sync_in_place_asks_for_lag_zero() -> None:
     in_place, late = (LagDistances(*dip(offset)) for offset in (0, 5))
-    assert sync_in_place(in_place) == pytest.approx(0.3) and sync_in_place(late) == pytest.approx(0)
-    assert sync.score_of(late).confidence == pytest.approx(0.3)
+    assert score_in_place(in_place) == pytest.approx(0.3) and score_in_place(late) == pytest.approx(0)
+    assert sync.score_distances(late).confidence == pytest.approx(0.3)
 
 
 def test_the_part_where_most_is_said() -> None:
     samples = np.zeros(100 * 640, np.float32)
     samples[60 * 640 : 80 * 640] = RNG.normal(0, 0.1, 20 * 640)
-    part = spoken_part(samples, 100, 30)
+    part = find_spoken_part(samples, 100, 30)
     assert part.stop - part.start == 30 and part.start <= 60 and part.stop >= 80
-    assert spoken_part(samples, 20, 30) == slice(0, 20)
+    assert find_spoken_part(samples, 20, 30) == slice(0, 20)
 
 
 @pytest.fixture
@@ -263,7 +266,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float | None]
     """Fixes what each seed is worth."""
 
     def install(values: dict[int, float | None]) -> None:
-        monkeypatch.setattr(seeds, "seed_score", lambda model, video, *_: values[int(video.motion.info["seed"])])
+        monkeypatch.setattr(seeds, "score_seed", lambda model, video, *_: values[int(video.motion.info["seed"])])
 
     return install
 
@@ -288,13 +291,13 @@ def test_the_best_seed_is_kept(tiny_model: Dawn, speech: Callable, scored: Calla
         made.append(seed)
         return tiny_model("x.png", sound, seed=seed, pose_scale=0.5)
 
-    video, scores = best_seed(tiny_model, make, 5, len(values))
+    video, scores = pick_seed(tiny_model, make, 5, len(values))
     assert made == [5], "portrait and sound are prepared once"
     fresh = tiny_model("x.png", sound, seed=kept, pose_scale=0.5).motion
     assert np.array_equal(video.motion.pose, fresh.pose) and np.array_equal(video.motion.expression, fresh.expression)
     assert video.motion.info["seed"] == str(kept)
     assert scores == tuple(SeedScore(seed, value, seed == kept) for seed, value in values.items())
-    words = seed_words(scores)
+    words = describe_seeds(scores)
     assert f"seed {kept} kept" in words and ("no face" in words) == (None in values.values())
 
 
@@ -303,12 +306,12 @@ def test_scores_are_the_same_every_time(tiny_model: Dawn, speech: Callable, monk
     monkeypatch.setattr(seeds, "FaceTracker", BrightnessTracker)
     sound = speech(16)
     first, again = (
-        best_seed(tiny_model, lambda seed: tiny_model("x.png", sound, seed=seed), 0, 2)[1] for _ in range(2)
+        pick_seed(tiny_model, lambda seed: tiny_model("x.png", sound, seed=seed), 0, 2)[1] for _ in range(2)
     )
     assert first == again and len({score.sync for score in first}) == 2
     assert max(first, key=lambda score: score.sync or 0).kept
     with pytest.raises(InputError, match="--retry"):
-        best_seed(tiny_model, lambda seed: tiny_model("x.png", speech(10), seed=seed), 0, 2)
+        pick_seed(tiny_model, lambda seed: tiny_model("x.png", speech(10), seed=seed), 0, 2)
 
 
 # ------------------------------------------------------------------------------------------------------- command line

@@ -91,7 +91,7 @@ def test_frames_show_the_motion_that_was_asked_for(model: Dawn, spoken: Video) -
     wanted = model.landmarks(spoken.face, spoken.motion, 0, 200)[::2]
     with FaceTracker() as tracker:
         found = [
-            tracker.faces(np.kron(frame, np.ones((2, 2, 1), np.uint8)))
+            tracker.detect(np.kron(frame, np.ones((2, 2, 1), np.uint8)))
             for index, frame in zip(range(200), model.render(spoken.face, spoken.motion), strict=False)
             if index in frames
         ]

@@ -17,7 +17,15 @@ from dawn.config import SyncJudgeConfig
 from dawn.errors import CheckpointError, InputError
 from dawn.face.geometry import apply_pose
 from dawn.measures import sync
-from dawn.measures.sync import Embedded, SyncScore, clip_distances, load_judge, pooled, score_of, sync_scores
+from dawn.measures.sync import (
+    ClipVectors,
+    SyncScore,
+    clip_distances,
+    load_judge,
+    pool_distances,
+    score_clip,
+    score_distances,
+)
 from dawn.media import read_speech
 from dawn.models.audio.features import whole_frames
 from dawn.models.judges.sync import LagDistances, SyncJudge, lag_distances, mouth_crops
@@ -146,7 +154,7 @@ def test_the_offset_says_how_late_the_sound_is(lag: int) -> None:
     heard = speech[16 - lag : 40 - lag]  # what is said at frame t is heard at t + lag
     table = lag_distances(seen, heard)
     assert table.counts[10] == 24 and table.counts[0] == table.counts[20] == 15
-    score = score_of(table)
+    score = score_distances(table)
     assert score.offset_frames == lag
     assert score.distance == pytest.approx(0, abs=1e-5)
     assert 1 < score.confidence < 1.7
@@ -155,17 +163,17 @@ def test_the_offset_says_how_late_the_sound_is(lag: int) -> None:
 def test_confidence_is_the_median_less_the_smallest() -> None:
     sums, counts = np.zeros(21), np.zeros(21, int)
     sums[[4, 10, 11, 20]], counts[[4, 10, 11, 20]] = (12, 3, 6, 28), (10, 6, 6, 20)
-    assert score_of(LagDistances(sums, counts)) == SyncScore(pytest.approx(0.6), pytest.approx(0.5), 0)
+    assert score_distances(LagDistances(sums, counts)) == SyncScore(pytest.approx(0.6), pytest.approx(0.5), 0)
 
 
 def test_pooling_averages_over_windows_and_not_over_clips() -> None:
     long, short = lag_distances(walk(56, 1), walk(54, 2)), lag_distances(walk(16, 3), walk(14, 4))
-    whole = pooled([long, short])
+    whole = pool_distances([long, short])
     assert np.array_equal(whole.counts, long.counts + short.counts)
     mean = (54 * long.sums[10] / 54 + 14 * short.sums[10] / 14) / (54 + 14)
     assert whole.sums[10] / whole.counts[10] == pytest.approx(mean)
     with pytest.raises(InputError, match="no clips"):
-        pooled([])
+        pool_distances([])
 
 
 def test_short_clips_leave_far_lags_out() -> None:
@@ -202,8 +210,8 @@ def test_what_cannot_be_judged_is_refused(judge: SyncJudge) -> None:
         (clip.frames, clip.landmarks, 0 * clip.samples, "no sound"),
     ):
         with pytest.raises(InputError, match=reason):
-            sync_scores(judge, frames, landmarks, samples)
-    assert 0 <= sync_scores(judge, clip.frames, clip.landmarks, clip.samples).distance <= 2
+            score_clip(judge, frames, landmarks, samples)
+    assert 0 <= score_clip(judge, clip.frames, clip.landmarks, clip.samples).distance <= 2
 
 
 # ----------------------------------------------------------------------------------------------------- judging the judge
@@ -215,7 +223,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, agreement: float, lag: int = 0) -> 
     for index in range(8):
         speech, other = walk(60, index), walk(60, 100 + index)
         heard = F.normalize(agreement * speech + (1 - agreement) * other, dim=1)
-        vectors.append(Embedded(speech[15:41], heard[16 - lag : 40 - lag]))
+        vectors.append(ClipVectors(speech[15:41], heard[16 - lag : 40 - lag]))
     clips = [
         Clip(
             "ab"[i % 2],
@@ -294,9 +302,9 @@ def test_the_shipped_judge_hears_the_sound_that_a_video_was_made_from() -> None:
     frames = np.stack(list(video))
     landmarks = np.asarray(model.landmarks(video.face, video.motion, 0, len(frames)))
     judge = load_judge()
-    true = sync_scores(judge, frames, landmarks, sound)
-    late = sync_scores(judge, frames[5:], landmarks[5:], sound[: -5 * FRAME])
-    wrong = sync_scores(judge, frames, landmarks, sound[::-1].copy())
+    true = score_clip(judge, frames, landmarks, sound)
+    late = score_clip(judge, frames[5:], landmarks[5:], sound[: -5 * FRAME])
+    wrong = score_clip(judge, frames, landmarks, sound[::-1].copy())
     assert abs(true.offset_frames) <= 1 and abs(late.offset_frames - 5) <= 1
     assert true.confidence > 2 * wrong.confidence, (true, wrong)
     assert true.distance < wrong.distance

@@ -15,7 +15,7 @@ from dawn.checkpoint import load_mean_face
 from dawn.config import SyncJudgeConfig
 from dawn.errors import CheckpointError, ConfigError, InputError
 from dawn.face.geometry import apply_pose
-from dawn.measures.sync import load_judge, sync_scores
+from dawn.measures.sync import load_judge, score_clip
 from dawn.models.judges.sync import SyncJudge, mouth_crops
 from dawn.preprocess.clips import PreparedClip, save_clip
 from dawn.research.training.commands import run_training, split_overrides
@@ -243,9 +243,9 @@ def test_a_short_run_learns_to_hear_what_it_sees(clips: Path, tmp_path: Path) ->
     ].keys()
     judge = load_judge(out / "sync.safetensors")
     clip = drawn_clip(5)  # of the person held out
-    true = sync_scores(judge, clip.frames, clip.landmarks, clip.samples)
+    true = score_clip(judge, clip.frames, clip.landmarks, clip.samples)
     assert abs(true.offset_frames) <= 1 and true.confidence > 0.1
-    late = sync_scores(judge, clip.frames[6:], clip.landmarks[6:], clip.samples[: -6 * 640])
+    late = score_clip(judge, clip.frames[6:], clip.landmarks[6:], clip.samples[: -6 * 640])
     assert abs(late.offset_frames - 6) <= 1
     config = SyncTrainConfig(steps=2, **QUICK)
     recipe = make(config, clips)

@@ -16,7 +16,7 @@ from PIL import Image
 from dawn import DEFAULT_PRESET, media
 from dawn.apps.cli.arguments import Parser
 from dawn.errors import ConfigError, DawnError, InputError
-from dawn.media.files import replacing
+from dawn.media.files import replace_file
 from dawn.pipeline import Dawn
 from dawn.structs import FPS, ImageArray, Speech
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for place, portrait in enumerate(args.portraits)
         ]
         pictures = join_columns(columns, args.cell, gap_px=4)
-        with replacing(args.output, (".webp",)) as temporary:
+        with replace_file(args.output, (".webp",)) as temporary:
             pictures[0].save(
                 temporary,
                 format="WEBP",

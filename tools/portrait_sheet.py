@@ -19,7 +19,7 @@ from dawn import DEFAULT_PRESET, media
 from dawn.apps.cli.arguments import Parser
 from dawn.errors import ConfigError, DawnError, InputError
 from dawn.face.geometry import lip_aperture
-from dawn.media.files import replacing
+from dawn.media.files import replace_file
 from dawn.pipeline import Dawn
 from dawn.structs import ImageArray, Speech
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not (2 <= args.columns <= 50 and 16 <= args.cell <= 512):
             raise ConfigError(f"--columns {args.columns} --cell {args.cell}: give 2 to 50 columns and 16 to 512 px")
-        with replacing(args.output, (".jpg", ".jpeg")) as temporary:
+        with replace_file(args.output, (".jpg", ".jpeg")) as temporary:
             speech, model = media.read_speech(args.speech), Dawn.from_pretrained(args.preset)
             made = sheet(model, args.portraits, speech, args.columns, args.cell, args.seed)
             Image.fromarray(made).save(temporary, format="JPEG", quality=JPEG_QUALITY, optimize=True)

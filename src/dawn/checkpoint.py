@@ -1,4 +1,4 @@
-"""Weights and configuration on disk: safetensors and JSON, loaded strictly; others' pickles are read without running them.
+"""Weights and configuration on disk: safetensors and JSON, loaded strictly; pickles are read without running them.
 
 A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of its ``PARTS``. Parts may
 be shared with the preset beside it that the configuration names. Training writes single parts (``<part>.safetensors`` +
@@ -28,8 +28,8 @@ MAX_WEIGHT_BYTES = 4 << 30
 MAX_CONFIG_BYTES = 1 << 20
 
 
-def shipped_presets() -> list[str]:
-    """Names of the presets inside the package."""
+def list_presets() -> list[str]:
+    """List the names of the presets inside the package."""
     root = files("dawn").joinpath("weights")
     if not root.is_dir():
         return []
@@ -37,20 +37,30 @@ def shipped_presets() -> list[str]:
 
 
 def find_preset(name: str | Path) -> Path:
-    """Folder of a preset: a shipped name, or a path. Raises ConfigError naming what exists."""
+    """Find the folder of a preset by a shipped name or a path.
+
+    Raises:
+        CheckpointError: The folder has no ``config.json``.
+        ConfigError: There is no such preset; the message names those that exist.
+    """
     shipped = Path(str(files("dawn").joinpath("weights", str(name))))
-    if str(name) in shipped_presets():
+    if str(name) in list_presets():
         return shipped
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json in it; give a folder written by dawn, or a preset name")
         return folder
-    raise ConfigError(f"unknown preset {str(name)!r}: use one of {', '.join(shipped_presets())}, or a preset's folder")
+    raise ConfigError(f"unknown preset {str(name)!r}: use one of {', '.join(list_presets())}, or a preset's folder")
 
 
 def read_config(path: Path, kind: type[Model]) -> Model:
-    """Read and validate one JSON configuration. Raises CheckpointError or ConfigError."""
+    """Read and validate one JSON configuration.
+
+    Raises:
+        CheckpointError: The file cannot be read as JSON.
+        ConfigError: A value is not allowed.
+    """
     return parse(kind, _read_json(path), str(path))
 
 
@@ -70,18 +80,22 @@ def read_preset(folder: Path) -> LitePresetConfig | PaperPresetConfig:
 
 
 def part_path(folder: Path, part: str, shares: str | None = None) -> Path:
-    """Weight file of a part: in the preset's folder, or in that of the preset with which it shares."""
+    """Return the weight file of a part: in the preset's folder, else in that of the preset that shares it."""
     own = folder / f"{part}.safetensors"
     return own if shares is None or own.is_file() else folder.parent / shares / own.name
 
 
 def load_mean_face() -> Tensor:
-    """The mean face (478, 3) that pose is measured against."""
+    """Load the mean face (478, 3) that pose is measured against."""
     return load_file(str(files("dawn").joinpath("assets/mean_face.safetensors")))["mean_face"]
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Tensors of one safetensors file. Raises CheckpointError if missing, damaged or not the file that is expected."""
+    """Read the tensors of one safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, over 4 GiB, or its sha256 is not ``sha256``.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: weights are missing; get the whole preset folder again")
     if path.stat().st_size > MAX_WEIGHT_BYTES:
@@ -97,8 +111,16 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
 
 def load_pickle(source: Path | BinaryIO, where: str, remedy: str) -> Any:
-    """What a PyTorch checkpoint holds, without running what it may hold beside tensors. Raises CheckpointError that ends
-    with ``remedy``."""
+    """Load a PyTorch checkpoint without running what it may hold beside tensors.
+
+    Args:
+        source: the file.
+        where: its name, for the message.
+        remedy: the end of the message.
+
+    Raises:
+        CheckpointError: The file is damaged or holds more than tensors.
+    """
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -117,9 +139,17 @@ def load_into(
     assign: bool = False,
     remedy: str = "use weights of this preset",
 ) -> None:
-    """Strict loading with a readable account of what does not fit. Stored fp16 becomes the network's own precision.
+    """Load tensors into a network strictly. Stored fp16 becomes the network's own precision.
 
-    assign: put the tensors in place of the network's own (made on the meta device) instead of copying their values.
+    Args:
+        network: gets the tensors.
+        tensors: one for each entry of its state.
+        where: their source, for the message.
+        assign: replace the network's own tensors (on the meta device) instead of copying values into them.
+        remedy: the end of the message.
+
+    Raises:
+        CheckpointError: Names or shapes do not fit, which the message lists; or a value is not finite.
     """
     own = network.state_dict()
     missing = sorted(own.keys() - tensors.keys())
@@ -129,7 +159,8 @@ def load_into(
         for key in sorted(own.keys() & tensors.keys())
         if own[key].shape != tensors[key].shape
     ]
-    problems = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(extra)}"] * bool(extra) + shapes[:3]
+    problems = [f"missing {_shorten(missing)}"] * bool(missing) + [f"unknown {_shorten(extra)}"] * bool(extra)
+    problems += shapes[:3]
     if problems:
         raise CheckpointError(f"{where}: weights of another model ({'; '.join(problems)}); {remedy}")
     for key, value in tensors.items():
@@ -139,11 +170,12 @@ def load_into(
     network.load_state_dict(state, strict=True, assign=assign)
 
 
-def _some(keys: list[str]) -> str:
+def _shorten(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def file_sha256(path: Path) -> str:
+    """Compute the sha256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -162,7 +194,11 @@ def save_part(folder: Path, part: str, network: nn.Module, config: BaseModel, ha
 
 
 def load_part(folder: Path, part: str, network: nn.Module) -> None:
-    """Load a trained part written by ``save_part`` into a network of the same configuration."""
+    """Load a trained part written by ``save_part`` into a network of the same configuration.
+
+    Raises:
+        CheckpointError: As ``read_weights`` and ``load_into``.
+    """
     path = folder / f"{part}.safetensors"
     load_into(network, read_weights(path), str(path))
 
@@ -176,7 +212,7 @@ def assemble(
 ) -> None:
     """Write a whole preset: safetensors (fp16 if ``half``) and ``config.json`` with checksums.
 
-    shared: checksums of the parts that the preset has from the one beside it.
+    ``shared`` gives the checksums of the parts that come from the preset beside it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sums = dict(shared or {})

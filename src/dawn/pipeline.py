@@ -23,7 +23,7 @@ from dawn.config import LitePresetConfig, PaperPresetConfig, parse
 from dawn.engines.engine import Engine
 from dawn.engines.load import build_engine, load_bundle, pick_device
 from dawn.options import GenerateOptions
-from dawn.preprocess.driving import driving_sound, track_landmarks
+from dawn.preprocess.driving import read_driving_sound, track_landmarks
 from dawn.preprocess.portrait import MAX_FACES, prepare_portrait
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress, Stopwatch, ignore_progress
@@ -130,7 +130,7 @@ class Dawn:
         with watch.stage("track"):
             placement = place_portrait(self.engine, portrait, size_px, frame, face)
             motion = self.track_motion(video, placement.face, progress)
-        speech = driving_sound(video, len(motion))
+        speech = read_driving_sound(video, len(motion))
         return Video(self.engine, placement, speech, motion, watch, progress)
 
     def prepare(self, portrait: PathLike | ImageArray, face: int | str | None = None) -> Face:

@@ -1,4 +1,4 @@
-"""Bars on a terminal for the ``progress`` callbacks."""
+"""What a run tells of itself: progress, the time of each stage, the peak of memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total); the total is 0 where it is not known."""
+
+
+def ignore_progress(stage: str, done: int, total: int) -> None:
+    """Do nothing: the progress callback of a caller who gives none."""
+
 
 @contextmanager
-def progress_bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (stage, done, total) that draws one bar a stage on stderr, and nothing if ``hidden``."""
+def progress_bar(hidden: bool) -> Iterator[Progress]:
+    """Hand out a callback (stage, done, total) that draws one bar a stage on stderr; ``hidden`` draws none."""
     bars: dict[str, tqdm] = {}
 
     def show(stage: str, done: int, total: int) -> None:
@@ -33,14 +40,6 @@ def progress_bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
             bar.close()
 
 
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)."""
-
-
-def ignore_progress(stage: str, done: int, total: int) -> None:
-    pass
-
-
 @dataclass
 class Stopwatch:
     """Seconds spent in each stage."""
@@ -49,6 +48,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to the stage's seconds."""
         start = time.perf_counter()
         try:
             yield
@@ -57,9 +57,9 @@ class Stopwatch:
 
 
 def peak_memory_mib() -> float | None:
-    """Peak memory of this process so far; None where the system does not tell."""
+    """Measure the peak memory of this process so far; None where the system does not tell."""
     with suppress(OSError, StopIteration), Path("/proc/self/status").open(encoding="ascii") as lines:  # Linux
-        # What ``getrusage`` says there begins with the memory of the process that this one was started by.
+        # There ``getrusage`` starts from the memory of the parent process.
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / (1 << 10)
     try:
         import resource

@@ -5,7 +5,7 @@ Shapes: ``B`` batch, ``T`` frames at 25 fps, ``C`` channels, ``H W`` pixels, ``h
 are ``H W C`` uint8 RGB; float images lie in [0, 1]. Flow is the absolute sampling grid in [-1, 1] in (x, y) order,
 occlusion lies in [0, 1].
 
-Normalised crop coordinates ("crop units"): the left edge of the crop is x = -1, the right edge +1, the same for y;
+Normalised crop coordinates ("crop units"): the left edge of the crop is x = -1, the right edge +1, the same for y.
 z uses the same scale. This is the ``align_corners=False`` convention of ``torch.nn.functional.grid_sample``.
 """
 
@@ -25,12 +25,19 @@ FPS = 25
 SPEECH_RATE_HZ = 16_000
 """Sample rate of speech inside the models."""
 
+FRAME_SAMPLES = SPEECH_RATE_HZ // FPS
+MS_PER_FRAME = 1000 / FPS
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue, ITU-R BT.601."""
+
 LANDMARK_COUNT = 478
 POSE_NAMES = ("yaw_deg", "pitch_deg", "roll_deg", "scale", "x", "y")
 BLINK_NAMES = ("left_ear", "right_ear")
 POSE_SIZE = len(POSE_NAMES)
 BLINK_SIZE = len(BLINK_NAMES)
 
+PathLike = str | Path
 FloatArray = NDArray[np.float32]
 ImageArray = NDArray[np.uint8]
 
@@ -43,7 +50,7 @@ class Strict(BaseModel):
 
 @dataclass(frozen=True)
 class Box:
-    """Axis-aligned box in pixels; ``x1`` and ``y1`` are exclusive. May reach outside the image."""
+    """Axis-aligned box in pixels; ``x1`` and ``y1`` are exclusive. It may reach outside the picture."""
 
     x0: float
     y0: float
@@ -52,14 +59,17 @@ class Box:
 
     @property
     def width(self) -> float:
+        """Pixels from left to right."""
         return self.x1 - self.x0
 
     @property
     def height(self) -> float:
+        """Pixels from top to bottom."""
         return self.y1 - self.y0
 
     @property
     def center(self) -> tuple[float, float]:
+        """The middle, (x, y)."""
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
 
@@ -69,7 +79,7 @@ class Speech:
 
     samples: (L,) float32 mono at ``SPEECH_RATE_HZ``, within [-1, 1].
     duration_s: exact duration of the source stream (source samples / source rate).
-    path: where it came from, if it was a file (the muxer copies the sound from there at full quality).
+    path: the file it came from, if any; the muxer takes the sound from there at full quality.
     """
 
     samples: FloatArray
@@ -78,7 +88,7 @@ class Speech:
 
     @property
     def frame_count(self) -> int:
-        """Frames needed to cover the sound: ceil(duration x 25)."""
+        """Frames that cover the sound: ceil(duration x 25)."""
         return max(1, int(np.ceil(round(self.duration_s * FPS, 6))))
 
 
@@ -95,6 +105,7 @@ class TrackedFace:
 
     @property
     def box(self) -> Box:
+        """Bounding box of the landmarks."""
         low, high = self.landmarks[:, :2].min(0), self.landmarks[:, :2].max(0)
         return Box(float(low[0]), float(low[1]), float(high[0]), float(high[1]))
 
@@ -106,7 +117,8 @@ class Face:
     crop: (S, S, 3) uint8 RGB square around the face.
     landmarks: (478, 3) float32 in crop units.
     shape: (478, 3) float32, the same landmarks with pose removed (units of the mean face).
-    pose: (6,) float32, see ``POSE_NAMES``. blink: (2,) float32 eye aspect ratios.
+    pose: (6,) float32, see ``POSE_NAMES``.
+    blink: (2,) float32 eye aspect ratios.
     box: the crop's square in pixels of the original picture (a pure scaling maps it to ``crop``).
     """
 
@@ -122,9 +134,11 @@ class Face:
 class Motion:
     """Facial motion at 25 fps: plain numbers that can be saved, edited and rendered on another portrait.
 
-    pose: (T, 6) change against the source portrait: degrees for yaw, pitch and roll, natural logarithm of the
-    ratio for scale, crop units for x and y. blink: (T, 2) eye aspect ratio change against the source.
-    expression: (T, K) motion coefficients relative to the source (see ``models.motion_space``).
+    pose: (T, 6) change against the source portrait: degrees for yaw, pitch and roll, natural logarithm of the ratio for
+    scale, crop units for x and y.
+    blink: (T, 2) change of the eye aspect ratios against the source.
+    expression: (T, K) coefficients relative to the source (see ``models.lite.motion_space``).
+    space: the motion space that reads ``expression``. info: how the motion was made.
     """
 
     pose: FloatArray
@@ -137,21 +151,9 @@ class Motion:
         return int(self.pose.shape[0])
 
     def at(self, frames: slice | NDArray[Any]) -> Motion:
-        """The frames named, in that order."""
+        """Return the named frames, in that order."""
         return replace(self, pose=self.pose[frames], blink=self.blink[frames], expression=self.expression[frames])
 
     def with_pose(self, pose: FloatArray) -> Motion:
+        """Return the same motion with another pose (T, 6)."""
         return replace(self, pose=pose)
-
-
-MS_PER_FRAME = 1000 / FPS
-
-
-PathLike = str | Path
-
-
-FRAME_SAMPLES = SPEECH_RATE_HZ // FPS
-
-
-LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601."""

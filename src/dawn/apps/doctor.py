@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dawn import __version__, media
-from dawn.checkpoint import file_sha256, find_preset, part_path, read_preset, shipped_presets
+from dawn.checkpoint import file_sha256, find_preset, list_presets, part_path, read_preset
 from dawn.engines.load import pick_device
 from dawn.errors import CheckpointError
 from dawn.face.geometry import apply_pose, eye_aspect_ratio
@@ -45,7 +45,7 @@ def examine() -> Iterator[Check]:
     yield Check("device", None, _device())
     yield _try("face tracker", _tracker)
     yield _try("H.264 + AAC", _encoding)
-    presets = shipped_presets()
+    presets = list_presets()
     if not presets:
         yield Check("presets", False, "none is inside the package; install it again, or name a folder with --preset")
     for name in presets:
@@ -81,7 +81,7 @@ def _device() -> str:
 
 def _tracker() -> str:
     with FaceTracker() as tracker:
-        found = tracker.faces(np.full((128, 128, 3), 128, np.uint8))
+        found = tracker.detect(np.full((128, 128, 3), 128, np.uint8))
     return f"runs ({len(found)} faces on an empty picture)"
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from dawn.checks.traces import Curves, Traces, envelope, trace_motion, trace_video
 from dawn.errors import ConfigError
-from dawn.measures.motion import runs
-from dawn.media.files import FilePath, replacing
+from dawn.measures.motion import find_runs
+from dawn.media.files import FilePath, replace_file
 from dawn.media.motion_json import load_motion
 from dawn.progress import Progress
 from dawn.structs import FPS
@@ -51,7 +51,7 @@ def plot(source: FilePath, out: FilePath, preset: str | None = None, progress: P
     else:
         traces = trace_video(source, progress)
     figure = draw(traces, figure_class)
-    with replacing(out, (".png",)) as temporary:
+    with replace_file(out, (".png",)) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
@@ -157,7 +157,7 @@ def _curves(axes: Any, values: Curves, names: tuple[str, ...], label: str) -> No
         axes.plot(
             times, values[:, column], STYLES[column], color=COLOURS[column], linewidth=1.4, marker=marker, label=name
         )
-    for start, stop in runs(~np.isfinite(values[:, 0])):
+    for start, stop in find_runs(~np.isfinite(values[:, 0])):
         axes.axvspan(start / FPS, stop / FPS, color=SHADE, linewidth=0, zorder=0)
     axes.set_ylabel(label, fontsize=FONT_PT)
     axes.grid(axis="x", color=SHADE, linewidth=0.6)

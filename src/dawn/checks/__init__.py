@@ -1,1 +1,1 @@
-"""What can be said of inputs before, and of videos after."""
+"""Checks of inputs before a run, and of videos after it."""

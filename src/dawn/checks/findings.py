@@ -17,8 +17,8 @@ FORMAT = "dawn-check-1"
 class Finding:
     """One thing that was measured.
 
-    value: None where it could not be. unit: "" for pure numbers. level: "error" where generation would refuse, "warning" where
-    the result suffers. advice: what to do, "" for ok.
+    value: None where it could not be measured. unit: "" for pure numbers.
+    level: "error" where generation would refuse, "warning" where the result suffers. advice: what to do, "" for ok.
     """
 
     name: str
@@ -28,8 +28,8 @@ class Finding:
     advice: str = ""
 
 
-def judged(name: str, value: float, unit: str, bad: bool, advice: str) -> Finding:
-    """A finding that warns if ``bad``."""
+def judge_value(name: str, value: float, unit: str, bad: bool, advice: str) -> Finding:
+    """Make a finding that warns, with the advice, if ``bad``."""
     return Finding(name, round(float(value), 4), unit, "warning" if bad else "ok", advice if bad else "")
 
 
@@ -42,24 +42,25 @@ class Section:
     findings: tuple[Finding, ...]
 
     def of(self, level: Level) -> list[Finding]:
+        """List the findings of one level."""
         return [finding for finding in self.findings if finding.level == level]
 
 
 def verdict(sections: Sequence[Section]) -> Level:
-    """The worst level of all findings."""
+    """Return the worst level of all findings."""
     return max((finding.level for section in sections for finding in section.findings), key=LEVELS.index, default="ok")
 
 
 def as_json(sections: Sequence[Section]) -> dict[str, object]:
-    """The report as plain values; a subject that was not given is None."""
+    """Convert a report to plain values; a subject that was not given is None."""
     report: dict[str, object] = {"format": FORMAT, "verdict": verdict(sections), "portrait": None, "speech": None}
     for section in sections:
         report[section.subject] = {"path": section.path, "findings": [asdict(finding) for finding in section.findings]}
     return report
 
 
-def as_words(sections: Sequence[Section], least: Level = "ok") -> list[str]:
-    """One line a finding, those of level ``least`` or worse, under the name of its file."""
+def format_findings(sections: Sequence[Section], least: Level = "ok") -> list[str]:
+    """Write one line per finding of level ``least`` or worse, under the name of its file."""
     lines = []
     for section in sections:
         shown = [finding for finding in section.findings if LEVELS.index(finding.level) >= LEVELS.index(least)]
@@ -72,7 +73,11 @@ def as_words(sections: Sequence[Section], least: Level = "ok") -> list[str]:
 
 
 def refuse_warnings(sections: Sequence[Section]) -> None:
-    """Raises InputError, in one line, if anything is worse than ok."""
+    """Refuse findings that are worse than ok.
+
+    Raises:
+        InputError: There are some; the message lists them in one line.
+    """
     found = [
         f"{section.subject} {finding.name}: {finding.advice}"
         for section in sections

@@ -15,33 +15,44 @@ from dawn.preprocess.portrait import MAX_FACES
 from dawn.preprocess.tracker import FaceTracker
 
 
-def check(
+def check_inputs(
     portrait: FilePath,
     speech: FilePath | None = None,
     preset: FilePath = DEFAULT_PRESET,
     face: int | str | None = None,
     allow_silence: bool = False,
 ) -> list[Section]:
-    """Findings on a portrait and, if given, a recording, for a preset's size of picture.
+    """Examine a portrait and, if given, a recording, for a preset's size of picture.
 
-    face: which of several, see ``preprocess.portrait.choose_face``. A file that cannot be used is a finding of level "error"
-    with the message that generation would give. Raises ConfigError, CheckpointError for the preset.
+    A file that cannot be used is a finding of level "error" with the message that generation would give.
+
+    Args:
+        portrait: picture file.
+        speech: sound file.
+        preset: name or folder.
+        face: which of several, see ``preprocess.portrait.choose_face``.
+        allow_silence: accept a silent recording.
+
+    Raises:
+        ConfigError: There is no such preset, or its configuration is not allowed.
+        CheckpointError: The preset's configuration cannot be read.
     """
     size_px = read_preset(find_preset(str(preset))).lfg.image_size_px
 
-    def look() -> list[Finding]:
+    def examine() -> list[Finding]:
         image = media.read_image(portrait)
         with FaceTracker(max_faces=MAX_FACES) as tracker:
             return examine_portrait(image, size_px, tracker, load_mean_face(), face)
 
-    sections = [Section("portrait", str(portrait), _found(look))]
+    sections = [Section("portrait", str(portrait), _collect_findings(examine))]
     if speech is not None:
-        heard = _found(lambda: examine_speech(media.read_speech(speech, allow_silence=allow_silence)))
-        sections.append(Section("speech", str(speech), heard))
+        found = _collect_findings(lambda: examine_speech(media.read_speech(speech, allow_silence=allow_silence)))
+        sections.append(Section("speech", str(speech), found))
     return sections
 
 
-def _found(examine: Callable[[], list[Finding]]) -> tuple[Finding, ...]:
+def _collect_findings(examine: Callable[[], list[Finding]]) -> tuple[Finding, ...]:
+    """Run an examination; an input that it refuses becomes its only finding."""
     try:
         return tuple(examine())
     except InputError as error:

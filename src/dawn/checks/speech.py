@@ -1,4 +1,4 @@
-"""What a recording is like as speech: levels, pauses, noise, distortion, music. All by simple rules on 16 kHz mono."""
+"""Checks of a recording as speech: levels, pauses, noise, clipping, music. Simple rules on 16 kHz mono."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dawn.checks.findings import Finding, judged
-from dawn.measures.motion import runs
+from dawn.checks.findings import Finding, judge_value
+from dawn.measures.motion import find_runs
 from dawn.rules_config import SilenceRules
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, Speech
 
@@ -30,24 +30,32 @@ MIN_PAUSE_BLOCKS = 10
 QUIETEST_PERCENTILE = 5
 
 MIN_DURATION_S = 1.0
-"""Hardly a word; the networks look at more than a second around every frame."""
+"""Shorter is hardly a word; the networks look at more than a second around every frame."""
 MAX_START_S = 1.0
-"""The video would begin with so much of a resting face."""
+"""The video would begin with a resting face for that long."""
 MIN_SPEECH_SHARE = 0.3
 """Of 300 recordings of speech 95 % have over 0.8."""
 MIN_LEVEL_DBFS = -36.0
-"""Lips made from the example at -34.5 dBFS agree with its own to 0.93 (correlation), at -40 to 0.85, at -46 to 0.73."""
+"""Lips made from the quieter example still correlate with its own: 0.93 at -34.5 dBFS, 0.85 at -40, 0.73 at -46."""
 MIN_SNR_DB = 15.0
-"""Lips made from the example with white, pink, babble or music noise agree with its own to 0.84-0.92 at 15 dB, 0.78-0.85
-at 10, 0.70-0.80 at 5."""
+"""Lips made from the example under noise (white, pink, babble, music) still correlate with its own.
+
+0.84-0.92 at 15 dB, 0.78-0.85 at 10, 0.70-0.80 at 5.
+"""
 CLIP_NEAR = 0.985
 CLIP_RUN = 3
 MAX_CLIPPED_SHARE = 0.002
-"""Lips made from the example agree with its own to 0.92 at 0.12 % (6 dB too loud) and to 0.86 at 1.9 % (9.5 dB too loud)."""
+"""Lips made from the clipped example still correlate with its own.
+
+0.92 at 0.12 % (6 dB too loud), 0.86 at 1.9 % (9.5 dB too loud).
+"""
 AUDIBLE_DBFS = -60.0
 MAX_STEADINESS = 0.46
-"""Music made by rule (60 pieces) is always found; under speech at 0 and -10 dB 1.00, at -15 dB 0.78, at -20 dB 0.42. False
-alarms: none in 122 recordings of 7 s, 0.04 in 261 of 1 s, none in white noise. Real music was not tried, nor singing."""
+"""Music made by rule (60 pieces) is always found: alone, and under speech at 0 and -10 dB.
+
+At -15 dB 0.78 of it is found, at -20 dB 0.42. False alarms: none in 122 recordings of 7 s, 0.04 in 261 of 1 s, none in
+white noise. Real music and singing were not tried.
+"""
 
 SPECTRUM_WINDOW = 1024
 SPECTRUM_HOP = BLOCK
@@ -58,22 +66,28 @@ SPECTRA_AT_ONCE = 2048
 
 
 class Activity(NamedTuple):
-    """levels: (N,) dBFS of blocks of 20 ms. speech: (N,) bool, with the short gaps within."""
+    """Where somebody speaks, in blocks of 20 ms.
+
+    levels: (N,) dBFS. speech: (N,) bool, true also in the short gaps within speech.
+    """
 
     levels: Float64Array
     speech: NDArray[np.bool_]
 
 
 def levels_dbfs(samples: FloatArray) -> Float64Array:
-    """Level of every 20 ms, (L,) -> (N,), N = ceil(L / 320); 0 dBFS is a full-scale square wave."""
+    """Measure the level of every 20 ms: (L,) -> (N,), N = ceil(L / 320). 0 dBFS is a full-scale square wave."""
     padded = np.pad(samples, (0, -len(samples) % BLOCK)).reshape(-1, BLOCK)
     power = np.einsum("nb,nb->n", padded, padded, dtype=np.float64) / BLOCK
     return 10 * np.log10(np.maximum(power, 10 ** (FLOOR_DBFS / 10)))
 
 
-def activity(samples: FloatArray) -> Activity:
-    """Speech by energy: blocks 6 dB over the floor (10th percentile of all levels), at most 30 dB under the loud ones (95th
-    percentile), and over ``QUIET_DBFS``, below which the mouth is shut anyway."""
+def detect_speech(samples: FloatArray) -> Activity:
+    """Detect speech in samples (L,) by energy.
+
+    A block counts if it is 6 dB over the floor (10th percentile of all levels) and at most 30 dB under the loud ones
+    (95th percentile). It must also be over ``QUIET_DBFS``, below which the mouth is shut anyway.
+    """
     levels = levels_dbfs(samples)
     floor, loud = np.percentile(levels, [FLOOR_PERCENTILE, LOUD_PERCENTILE])
     over = levels > max(floor + ABOVE_FLOOR_DB, loud - BELOW_LOUD_DB, QUIET_DBFS)
@@ -81,21 +95,32 @@ def activity(samples: FloatArray) -> Activity:
     return Activity(levels, spread > 0.5)
 
 
+def find_spoken_frames(samples: FloatArray, frames: int) -> NDArray[np.bool_]:
+    """Mark the frames (frames,) in which somebody speaks, by ``detect_speech``; two blocks make a frame."""
+    if not len(samples):
+        return np.zeros(frames, np.bool_)
+    blocks = detect_speech(samples).speech[: 2 * frames]
+    return np.asarray(np.pad(blocks, (0, 2 * frames - len(blocks))).reshape(frames, 2).any(1))
+
+
 def mean_level(levels: Float64Array) -> float:
-    """Level of the mean power, dBFS."""
+    """Return the level of the mean power, in dBFS."""
     return float(10 * np.log10((10 ** (levels / 10)).mean()))
 
 
 def clipped_share(samples: FloatArray) -> float:
-    """Share of samples that lie in runs of at least ``CLIP_RUN`` within 1.5 % of the largest: the flat tops of clipping."""
+    """Measure the share of samples (L,) in the flat tops of clipping.
+
+    Flat tops are ``CLIP_RUN`` or more samples in a row within 1.5 % of the largest.
+    """
     size = np.abs(samples)
     near = size >= CLIP_NEAR * size.max(initial=1e-9)
-    lengths = np.diff(runs(near), axis=1)
+    lengths = np.diff(find_runs(near), axis=1)
     return float(lengths[lengths >= CLIP_RUN].sum() / max(1, len(samples)))
 
 
 def noise_level(heard: Activity) -> float:
-    """dBFS of the pauses; where there are under 0.2 s of them, of the quietest twentieth."""
+    """Measure the level of the pauses in dBFS; under 0.2 s of them, of the quietest twentieth."""
     pauses = heard.levels[~heard.speech]
     if len(pauses) >= MIN_PAUSE_BLOCKS:
         return mean_level(pauses)
@@ -103,10 +128,14 @@ def noise_level(heard: Activity) -> float:
 
 
 def steadiness(samples: FloatArray, levels: Float64Array) -> float:
-    """How like the spectral lines of two audible moments 0.2 s apart are: mean cosine, 0 if nothing is audible for so long.
+    """Measure how alike the spectral lines of two audible moments 0.2 s apart are: mean cosine.
 
-    samples (L,), levels (N,) from ``levels_dbfs``. Lines: the log spectrum (64 ms) from 0.1 to 4 kHz over its own running
-    mean of 0.23 kHz, falls cut off. A held tone gives 1; a voice, whose pitch never rests, and noise give about 0.4.
+    A held tone gives 1. Noise, and a voice, whose pitch never rests, give about 0.4. It is 0 if nothing is audible for
+    0.2 s. Lines are what of the log spectrum (64 ms, 0.1 to 4 kHz) lies above its own running mean of 0.23 kHz.
+
+    Args:
+        samples: (L,).
+        levels: (N,) from ``levels_dbfs``.
     """
     window = np.hanning(SPECTRUM_WINDOW)
     count = (len(samples) - SPECTRUM_WINDOW) // SPECTRUM_HOP + 1
@@ -128,35 +157,35 @@ def steadiness(samples: FloatArray, levels: Float64Array) -> float:
 
 
 def examine_speech(speech: Speech) -> list[Finding]:
-    """Findings on a recording that can be read. Where no speech is heard, its level and noise are None."""
-    heard = activity(speech.samples)
+    """Examine a recording that can be read. Where no speech is heard, its start, level and noise are None."""
+    heard = detect_speech(speech.samples)
     share = float(heard.speech.mean())
     clipped = clipped_share(speech.samples)
     steady = steadiness(speech.samples, heard.levels)
     return [
-        judged(
+        judge_value(
             "duration",
             speech.duration_s,
             "s",
             speech.duration_s < MIN_DURATION_S,
             f"under {MIN_DURATION_S:g} s hardly a word can be heard: give a longer recording",
         ),
-        judged(
+        judge_value(
             "speech_share",
             share,
             "of the time",
             share < MIN_SPEECH_SHARE,
             f"little of it stands out as speech (under {MIN_SPEECH_SHARE}): cut the pauses, or record with less noise",
         ),
-        *_level_findings(heard),
-        judged(
+        *_judge_levels(heard),
+        judge_value(
             "clipping",
             clipped,
             "of samples",
             clipped > MAX_CLIPPED_SHARE,
             "the sound is clipped: record it again at a lower level",
         ),
-        judged(
+        judge_value(
             "steadiness",
             steady,
             "",
@@ -166,23 +195,26 @@ def examine_speech(speech: Speech) -> list[Finding]:
     ]
 
 
-def _level_findings(heard: Activity) -> list[Finding]:
-    """When speech begins, how loud it is, how far it stands above the noise."""
+def _judge_levels(heard: Activity) -> list[Finding]:
+    """Judge when speech begins, how loud it is, and how far it stands above the noise."""
     if not heard.speech.any():
         return [Finding("start", None, "s"), Finding("level", None, "dBFS"), Finding("snr", None, "dB")]
     start_s = float(np.flatnonzero(heard.speech)[0] / BLOCKS_A_SECOND)
     level = mean_level(heard.levels[heard.speech])
     snr = level - noise_level(heard)
     return [
-        judged("start", start_s, "s", start_s > MAX_START_S, "the recording begins with silence or noise: cut it off"),
-        judged(
+        judge_value(
+            "start", start_s, "s", start_s > MAX_START_S, "the recording begins with silence or noise: cut it off"
+        ),
+        judge_value(
             "level",
             level,
             "dBFS",
             level < MIN_LEVEL_DBFS,
-            f"the voice is quiet (under {MIN_LEVEL_DBFS:g} dBFS; at {QUIET_DBFS:g} the mouth stays shut): make it louder",
+            f"the voice is quiet (under {MIN_LEVEL_DBFS:g} dBFS; at {QUIET_DBFS:g} the mouth stays shut): "
+            "make it louder",
         ),
-        judged(
+        judge_value(
             "snr",
             snr,
             "dB",

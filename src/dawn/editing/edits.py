@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from dawn.engines.load import load_motion_space
 from dawn.errors import ConfigError, DawnError, MotionError
 from dawn.face import mesh as lm
-from dawn.measures.motion import runs
+from dawn.face.geometry import smoothstep
+from dawn.measures.motion import find_runs
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.rules_config import BlinkRules
 from dawn.structs import FPS, Face, Motion
@@ -195,7 +196,7 @@ def blinks(gap: Array, open_gap: float) -> NDArray[np.int_]:
     highest = near(np.pad(gap, half, mode="edge"), BLINK_WINDOW_FRAMES).max(1)
     level = near(np.pad(highest, half, mode="edge"), BLINK_WINDOW_FRAMES).min(1)
     depth = (level - gap) / open_gap
-    spans = runs(depth > DIP_EDGE)
+    spans = find_runs(depth > DIP_EDGE)
     return spans[[depth[start:stop].max() > BLINK_DEPTH for start, stop in spans]] if len(spans) else spans
 
 
@@ -247,8 +248,7 @@ def _weight(part: slice, length: int) -> Array:
     ease = min(EASE_FRAMES, (count - 1) // 2) + 1
     place = np.arange(count)
     nearest = np.minimum(place + 1 if part.start else ease, count - place if part.stop < length else ease)
-    x = np.minimum(nearest / ease, 1.0)
-    return np.broadcast_to(x * x * (3 - 2 * x), count)[:, None]
+    return np.broadcast_to(smoothstep(nearest / ease), count)[:, None]
 
 
 def _way(values: Array, part: slice, hold: bool = False) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dawn.editing.edits import BoolArray, Region, blend, changed_frames
 from dawn.errors import ConfigError, OutputError
-from dawn.media.files import FilePath, output_error, quoted
+from dawn.media.files import FilePath, output_error, quote
 from dawn.rendering.draw import DECODE_BATCH
 from dawn.structs import ImageArray, Motion
 from dawn.video import Video
@@ -173,7 +173,7 @@ def _reserve(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if size + SPARE_BYTES > free:
         raise OutputError(
-            f"cannot keep the frames in {quoted(path.parent)}: they take {size / 1e6:.0f} MB, "
+            f"cannot keep the frames in {quote(path.parent)}: they take {size / 1e6:.0f} MB, "
             f"and {free / 1e6:.0f} are free; free some, choose another folder or a smaller size"
         )
     with path.open("xb") as file:

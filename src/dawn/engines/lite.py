@@ -28,9 +28,9 @@ from dawn.face.geometry import (
     SHAPE_SMOOTHING_FRAMES,
     eye_aspect_ratio,
     lip_aperture,
-    pose_change,
     remove_pose,
     smooth,
+    subtract_pose,
 )
 from dawn.models.attention import CHUNK_FRAMES, chunks
 from dawn.models.blocks import fold_for_inference, image_tensor
@@ -262,7 +262,7 @@ class LiteEngine(Engine[Source]):
         expression = self.networks.motion.encode(seen, seen[reference]).cpu()
         ear = eye_aspect_ratio(shape)
         return Motion(
-            pose=pose_change(pose, pose[reference]).numpy(),
+            pose=subtract_pose(pose, pose[reference]).numpy(),
             blink=(ear - ear[reference]).numpy(),
             expression=expression.numpy(),
             info={"preset": self.name},

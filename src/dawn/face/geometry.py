@@ -1,23 +1,31 @@
 """Pose and shape of a face from its landmarks, and back.
 
-A face is ``landmarks = scale * shape @ R(yaw, pitch, roll)^T + (x, y)``: weak perspective, x right, y down, z away from the
-viewer, in crop units. ``shape`` is pose-free: the landmarks in the frame of the mean face, whose outer eye corners
-are one unit apart. Pose is fitted to rigid landmarks only, so that what is left is identity and expression.
+A face is ``landmarks = scale * shape @ R(yaw, pitch, roll)^T + (x, y)``: weak perspective, x right, y down, z away from
+the viewer, in crop units. ``shape`` is pose-free: the landmarks in the frame of the mean face, whose outer eye corners
+are one unit apart. Pose is fitted to rigid landmarks only, so that identity and expression are left.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dawn.face import mesh as lm
 
+Values = TypeVar("Values", Tensor, NDArray[Any])
+
+SHAPE_SMOOTHING_FRAMES = 0.5
+"""The tracker's noise in the lips is white; half a frame takes most of it and leaves closures."""
+POSE_SMOOTHING_FRAMES = 1.2
+
 
 def rotation_matrix(angles_deg: Tensor) -> Tensor:
-    """Rotation from yaw, pitch, roll in degrees: R = Rz(roll) Ry(yaw) Rx(pitch). (..., 3) -> (..., 3, 3)."""
+    """Convert yaw, pitch, roll in degrees (..., 3) to rotations (..., 3, 3): R = Rz(roll) Ry(yaw) Rx(pitch)."""
     yaw, pitch, roll = torch.deg2rad(angles_deg).unbind(-1)
     cy, sy, cp, sp, cr, sr = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin(), roll.cos(), roll.sin()
     rows = (
@@ -31,11 +39,11 @@ def rotation_matrix(angles_deg: Tensor) -> Tensor:
         cy * sp,
         cy * cp,
     )
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    return torch.stack(rows, -1).view(*yaw.shape, 3, 3)
 
 
 def rotation_angles(rotation: Tensor) -> Tensor:
-    """Inverse of ``rotation_matrix`` for |yaw| < 90 degrees. (..., 3, 3) -> (..., 3) degrees."""
+    """Convert rotations (..., 3, 3) to yaw, pitch, roll in degrees (..., 3), for |yaw| < 90 degrees."""
     yaw = torch.asin((-rotation[..., 2, 0]).clamp(-1, 1))
     pitch = torch.atan2(rotation[..., 2, 1], rotation[..., 2, 2])
     roll = torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0])
@@ -43,9 +51,14 @@ def rotation_angles(rotation: Tensor) -> Tensor:
 
 
 def fit_similarity(points: Tensor, template: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Least-squares similarity that takes the template to the points (Umeyama 1991).
+    """Fit, by least squares, the similarity that takes the template to the points (Umeyama 1991).
 
-    points: (..., N, 3). template: (N, 3). Returns scale (...), rotation (..., 3, 3), translation (..., 3).
+    Args:
+        points: (..., N, 3).
+        template: (N, 3).
+
+    Returns:
+        Scale (...), rotation (..., 3, 3), translation (..., 3).
     """
     mean_points, mean_template = points.mean(-2, keepdim=True), template.mean(-2, keepdim=True)
     centred, reference = points - mean_points, template - mean_template
@@ -61,9 +74,13 @@ def fit_similarity(points: Tensor, template: Tensor) -> tuple[Tensor, Tensor, Te
 def remove_pose(landmarks: Tensor, mean_face: Tensor) -> tuple[Tensor, Tensor]:
     """Split landmarks into shape and pose.
 
-    landmarks: (..., 478, 3) crop units. mean_face: (478, 3).
-    Returns shape (..., 478, 3) in mean-face units and pose (..., 6): yaw, pitch, roll in degrees, scale in crop
-    units per mean-face unit, x, y in crop units. z translation is dropped (weak perspective).
+    Args:
+        landmarks: (..., 478, 3) in crop units.
+        mean_face: (478, 3).
+
+    Returns:
+        Shape (..., 478, 3) in mean-face units, and pose (..., 6): yaw, pitch, roll in degrees, scale in crop units per
+        mean-face unit, x and y in crop units. Translation along z is dropped (weak perspective).
     """
     rigid = list(lm.RIGID)
     scale, rotation, translation = fit_similarity(landmarks[..., rigid, :], mean_face[rigid])
@@ -73,14 +90,14 @@ def remove_pose(landmarks: Tensor, mean_face: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply_pose(shape: Tensor, pose: Tensor) -> Tensor:
-    """Put a shape into the picture. (..., 478, 3), (..., 6) -> (..., 478, 3) landmarks in crop units."""
+    """Put shapes (..., 478, 3) into the picture by poses (..., 6): landmarks (..., 478, 3) in crop units."""
     turned = shape @ rotation_matrix(pose[..., :3]).transpose(-1, -2) * pose[..., None, 3:4]
     offset = torch.cat((pose[..., 4:6], torch.zeros_like(pose[..., :1])), -1)
     return turned + offset.unsqueeze(-2)
 
 
 def add_pose(source_pose: Tensor, change: Tensor) -> Tensor:
-    """Absolute pose from the source's pose and a relative one (``structs.Motion.pose``: log-scale). (..., 6) each."""
+    """Add a relative pose (``structs.Motion.pose``, whose scale is a logarithm) to the source's. (..., 6) each."""
     return torch.cat(
         (
             source_pose[..., :3] + change[..., :3],
@@ -91,8 +108,8 @@ def add_pose(source_pose: Tensor, change: Tensor) -> Tensor:
     )
 
 
-def pose_change(pose: Tensor, source_pose: Tensor) -> Tensor:
-    """Inverse of ``add_pose``: the change that leads from the source's pose to ``pose``. (..., 6) each."""
+def subtract_pose(pose: Tensor, source_pose: Tensor) -> Tensor:
+    """Return the change from the source's pose to ``pose``: the inverse of ``add_pose``. (..., 6) each."""
     return torch.cat(
         (
             pose[..., :3] - source_pose[..., :3],
@@ -104,7 +121,10 @@ def pose_change(pose: Tensor, source_pose: Tensor) -> Tensor:
 
 
 def eye_aspect_ratio(landmarks: Tensor) -> Tensor:
-    """Mean lid gap over eye width, (..., 478, 3) -> (..., 2) for the left and the right eye (about 0.3 open, < 0.1 shut)."""
+    """Measure the mean lid gap over the eye's width: (..., 478, 3) -> (..., 2), left and right eye.
+
+    About 0.3 is open, under 0.1 shut.
+    """
 
     def distance(a: int, b: int) -> Tensor:
         return (landmarks[..., a, :2] - landmarks[..., b, :2]).norm(dim=-1)
@@ -116,7 +136,11 @@ def eye_aspect_ratio(landmarks: Tensor) -> Tensor:
 
 
 def lip_aperture(landmarks: Tensor) -> Tensor:
-    """Signed mean gap of the inner lips over the outer eye-corner distance, (..., 478, 3) -> (...)."""
+    """Measure the signed vertical gap of the inner lips over the distance of the eye corners: (..., 478, 3) -> (...).
+
+    Below 0 the lips cross, so that a network's output can be corrected. It is meant for shapes without pose:
+    ``measures.lips.lip_distance`` serves for turned heads, but has no sign.
+    """
     upper = [a for a, _ in lm.INNER_LIP_PAIRS]
     lower = [b for _, b in lm.INNER_LIP_PAIRS]
     gap = (landmarks[..., lower, 1] - landmarks[..., upper, 1]).mean(-1)
@@ -124,15 +148,8 @@ def lip_aperture(landmarks: Tensor) -> Tensor:
     return gap / (landmarks[..., right, :] - landmarks[..., left, :]).norm(dim=-1).clamp_min(1e-6)
 
 
-SHAPE_SMOOTHING_FRAMES = 0.5
-"""The tracker's noise in the lips is white; half a frame takes most of it and leaves closures."""
-
-
-POSE_SMOOTHING_FRAMES = 1.2
-
-
 def smooth(x: Tensor, width_frames: float) -> Tensor:
-    """Gaussian smoothing along the first axis, ends repeated. x: (T, ...) -> the same shape."""
+    """Smooth (T, ...) along the first axis by a Gaussian of ``width_frames``; the ends repeat."""
     if width_frames <= 0 or x.shape[0] < 2:
         return x
     reach = max(1, math.ceil(3 * width_frames))
@@ -153,3 +170,9 @@ def part_lips(shape: Tensor) -> Tensor:
     out[..., upper, 1] -= overlap
     out[..., lower, 1] += overlap
     return out
+
+
+def smoothstep(x: Values) -> Values:
+    """Ease from 0 (at or below 0) to 1 (at or above 1) without a corner. Any shape, tensor or array."""
+    x = x.clip(0, 1)
+    return x * x * (3 - 2 * x)

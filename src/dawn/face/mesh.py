@@ -217,7 +217,7 @@ REGION_GROUPS: dict[str, tuple[int, ...]] = {
     "forehead": FOREHEAD,
     "head": FACE_OVAL,
 }
-"""The landmark groups whose affine motion drives the flow (``models.regions``)."""
+"""The landmark groups whose affine motion drives the flow (``models.lite.regions``)."""
 
 EYE_OUTER_CORNERS = (33, 263)
 LIP_CORNERS = (61, 291)

@@ -19,10 +19,15 @@ _BATCH = 16
 
 @torch.inference_mode()
 def embed(sface: SFace, images: Array, landmarks: Array) -> Float64Array:
-    """Faces -> (T, 128) SFace features, not normalised.
+    """Compute the SFace features of faces: (T, 128), not normalised.
 
-    images: (T, H, W, 3) uint8 or float in [0, 1]. landmarks: (T, 478, 2 or 3) in crop units.
-    Raises: InputError if their numbers differ.
+    Args:
+        sface: the network.
+        images: (T, H, W, 3), uint8 or float in [0, 1].
+        landmarks: (T, 478, 2 or 3) in crop units.
+
+    Raises:
+        InputError: There are not as many landmarks as images.
     """
     if len(images) != len(landmarks):
         raise InputError(f"pictures and landmarks do not fit: {len(images)} and {len(landmarks)} frames")
@@ -38,10 +43,13 @@ def embed(sface: SFace, images: Array, landmarks: Array) -> Float64Array:
 
 
 def cosine(features_a: Array, features_b: Array) -> Float64Array:
-    """Cosine of SFace features, frame by frame: about 0.9 for the same picture disturbed, 0.1 for strangers.
+    """Compute the cosine of SFace features, frame by frame: (T, D) twice -> (T,).
 
-    (T, D) both; either side may be a single face (1, D), which meets all of the other. Returns (T,).
-    Raises: InputError if the counts do not fit.
+    About 0.9 is the same picture disturbed, 0.1 strangers. A single face (1, D) is compared with every face of the
+    other side.
+
+    Raises:
+        InputError: The counts differ and neither is 1.
     """
     if len({len(features_a), len(features_b)} - {1}) > 1:
         raise InputError(f"cannot compare {len(features_a)} faces with {len(features_b)}")
@@ -50,8 +58,11 @@ def cosine(features_a: Array, features_b: Array) -> Float64Array:
 
 
 def moment_sums(generated: Array, real: Array) -> Float64Array:
-    """What ``frechet_distance`` needs of one clip, as sums over its faces, flat: count, sum, sum of outer products of
-    the generated features (T, D), then the same of the real ones."""
+    """Sum up one clip's features (T, D) for ``frechet_distance``.
+
+    Returns:
+        One flat array: count, sum and sum of outer products of the generated features, then of the real ones.
+    """
     sides = []
     for features in (generated, real):
         features = np.asarray(features, np.float64)
@@ -60,12 +71,13 @@ def moment_sums(generated: Array, real: Array) -> Float64Array:
 
 
 def frechet_distance(sums: Float64Array, size: int = EMBEDDING_SIZE) -> float:
-    """Fréchet distance of two sets of faces, from the total of their ``moment_sums``. 0 is the same distribution.
+    """Compute the Fréchet distance of two sets of faces from the total of their ``moment_sums``.
 
-    |m1 - m2|^2 + trace(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), with means m and covariances C of the features: the distance
-    of Dowson and Landau (1982) between two normal distributions. Features are SFace's 128 numbers, so this is not "FID",
-    whose features are another network's, and it cannot be compared with published FIDs. It is biased upwards where
-    there are few faces, alike for all columns of a table. Not a number under 2 faces.
+    |m1 - m2|^2 + trace(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), with means m and covariances C of the features. This is the
+    distance of two normal distributions (Dowson and Landau 1982); 0 is the same distribution.
+
+    The features are SFace's: this is not "FID", and published FIDs cannot be compared with it. Few faces bias it
+    upwards, alike for all columns of a table. Not a number under 2 faces.
     """
     half = 1 + size + size * size
     moments = []

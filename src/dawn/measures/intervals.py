@@ -1,7 +1,7 @@
 """How sure is a figure? Figures of many clips, and their bootstrap intervals.
 
-Every measure is written as a few sums a clip and one function of the total: a mean is (value, 1) and their ratio, a pooled
-correlation is three sums of products. Drawing clips again is then a matter of adding other rows.
+Every measure is a few sums per clip and one function of their total. A mean sums (value, 1) and takes the ratio; a
+pooled correlation sums three products. To draw clips again, other rows are added up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dawn.errors import InputError
 
 Float64Array = NDArray[np.float64]
 Finish = Callable[[Float64Array], float]
-"""The total of the clips' sums (k,) -> the figure; not a number where there is nothing to go by."""
+"""Turns the total of the clips' sums (k,) into the figure; not a number where nothing was measured."""
 
 
 class Interval(NamedTuple):
@@ -27,17 +27,30 @@ class Interval(NamedTuple):
 
 
 def share(sums: Float64Array) -> float:
-    """First sum over second: the mean of (value, 1), a rate of (events, seconds), a ratio of (generated, real)."""
+    """Divide the first sum by the second; not a number if that is 0.
+
+    It is the mean of (value, 1), the rate of (events, seconds), the ratio of (generated, real).
+    """
     return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
 
 
 def bootstrap_interval(
     sums: NDArray[Any], finish: Finish, rng: np.random.Generator, confidence: float = 0.95, rounds: int = 1000
 ) -> Interval:
-    """Percentile bootstrap over clips (frames of one clip are not independent).
+    """Bootstrap a confidence interval over clips, as frames of one clip are not independent.
 
-    sums: (N, k), one row a clip. ``rounds`` times N clips are drawn with replacement and ``finish`` is taken of their
-    total; draws in which it is not a number are left out. Raises: InputError if N is under 2.
+    N clips are drawn with replacement, ``rounds`` times; the bounds are percentiles of the figures drawn. Draws whose
+    figure is not a number are left out.
+
+    Args:
+        sums: (N, k), one row per clip.
+        finish: computes the figure from the total of the rows.
+        rng: source of the draws.
+        confidence: share of the figures between the bounds.
+        rounds: number of draws.
+
+    Raises:
+        InputError: N is under 2.
     """
     sums = np.asarray(sums, np.float64)
     if sums.ndim != 2 or len(sums) < 2:

@@ -1,7 +1,7 @@
 """Measures of how head, eyes and picture move.
 
-Shapes are landmarks without pose, (T, 478, 2 or 3) in the frame of the mean face, whose outer eye corners are one unit apart
-(``face_geometry.remove_pose``). Angles are (T, 3) yaw, pitch and roll in degrees. All at ``structs.FPS``.
+Shapes are landmarks without pose (``face.geometry.remove_pose``): (T, 478, 2 or 3) in the frame of the mean face. Its
+outer eye corners are one unit apart. Angles are (T, 3) yaw, pitch and roll in degrees. All at ``structs.FPS``.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ ONSET_FLOOR_DB = 60.0
 
 
 def jitter(shape: Array) -> float:
-    """Trembling of the face itself: mean squared second difference over time of all landmarks in the picture plane,
-    over 6. (T, 478, 2 or 3), pose removed -> squared eye distances.
+    """Measure how a face itself trembles: shapes (T, 478, 2 or 3) -> squared eye distances.
 
-    Steady motion gives 0; independent noise of standard deviation s a coordinate gives s^2, since the second difference
-    of white noise has variance 6 s^2. Compare with a real clip's value: speech itself is not 0.
-    Raises: InputError if there are under 3 frames.
+    It is a sixth of the mean squared second difference over time, in the picture plane. Steady motion gives 0. White
+    noise of standard deviation s per coordinate gives s^2, as its second difference has variance 6 s^2. Speech itself
+    is not 0: compare with a real clip.
+
+    Raises:
+        InputError: There are under 3 frames.
     """
     if len(shape) < 3:
         raise InputError(f"jitter needs 3 frames, got {len(shape)}")
@@ -50,10 +52,14 @@ def jitter(shape: Array) -> float:
 
 
 def background(landmarks: Sequence[Array], size_px: int) -> NDArray[np.bool_]:
-    """Pixels (size_px, size_px) that lie outside the face in every frame of every given (T, 478, 2 or 3), crop units.
+    """Mark the pixels (size_px, size_px) outside the face in every frame of all clips.
 
-    The face is the mesh's bounding box over all frames, a tenth of its width wider on every side. Hair, neck and shoulders
-    remain, and move with a real head.
+    The face is the mesh's bounding box over all frames, grown on every side by a tenth of its width. Hair, neck and
+    shoulders remain, and move with a real head.
+
+    Args:
+        landmarks: (T, 478, 2 or 3) in crop units, for each clip.
+        size_px: side of the picture.
     """
     points = np.concatenate([to_pixels(side[..., :2].reshape(-1, 2), size_px) for side in landmarks])
     (x0, y0), (x1, y1) = points.min(0), points.max(0)
@@ -65,10 +71,12 @@ def background(landmarks: Sequence[Array], size_px: int) -> NDArray[np.bool_]:
 
 
 def flicker(frames: Array, where: NDArray[np.bool_]) -> float:
-    """Frame-difference energy: mean squared change of the luma from frame to frame over the pixels ``where`` (H, W).
+    """Measure the mean squared change of the luma from frame to frame over the pixels ``where`` (H, W).
 
-    frames: (T, H, W, 3) uint8 or in [0, 1]. Not a number if ``where`` has under a twentieth of the picture.
-    Raises: InputError if there are under 2 frames.
+    Frames are (T, H, W, 3), uint8 or in [0, 1]. Not a number if ``where`` has under a twentieth of the picture.
+
+    Raises:
+        InputError: There are under 2 frames.
     """
     if len(frames) < 2:
         raise InputError(f"flicker needs 2 frames, got {len(frames)}")
@@ -77,16 +85,19 @@ def flicker(frames: Array, where: NDArray[np.bool_]) -> float:
     return float((np.diff(luma(frames)[:, where], axis=0) ** 2).mean())
 
 
-def runs(flags: NDArray[np.bool_]) -> NDArray[np.int_]:
-    """[start, stop) of every stretch of (T,) that is true, (N, 2)."""
+def find_runs(flags: NDArray[np.bool_]) -> NDArray[np.int_]:
+    """Find every stretch of flags (T,) that is true: [start, stop) as (N, 2)."""
     return np.flatnonzero(np.diff(np.pad(flags, 1).astype(np.int8))).reshape(-1, 2)
 
 
 def blink_count(ear: Array, fps: float = FPS) -> int:
-    """Blinks in a clip. ear: (T,) eye aspect ratio, any unit; fps: its frames per second.
+    """Count the blinks in a clip of eye aspect ratios (T,), in any unit.
 
     The eye is closed where the ratio is under 0.6 of its open level (the clip's 90th percentile). A blink is a closed
-    stretch of at most 0.5 s with open frames before and after it. Raises: InputError if there are no frames.
+    stretch of at most 0.5 s with open frames before and after it.
+
+    Raises:
+        InputError: There are no frames.
     """
     if len(ear) == 0:
         raise InputError("no frames to count blinks in")
@@ -98,35 +109,42 @@ def blink_count(ear: Array, fps: float = FPS) -> int:
     return sum(int(end - start <= LONGEST_BLINK_S * fps) for start, end in zip(starts, ends, strict=False))
 
 
-def _smoothed(angles_deg: Array) -> Float64Array:
+def _smooth_angles(angles_deg: Array) -> Float64Array:
     return smooth(torch.from_numpy(np.ascontiguousarray(angles_deg, np.float64)), POSE_SMOOTHING_FRAMES).numpy()
 
 
 def angular_speed(angles_deg: Array) -> Float64Array:
-    """Speed of the head in degrees a second between frames: (T, 3) -> (T - 1,), length of the change of (yaw, pitch,
-    roll), smoothed over 1.2 frames first, as the tracker trembles."""
-    return np.linalg.norm(np.diff(_smoothed(angles_deg), axis=0), axis=1) * FPS
+    """Measure the head's speed in degrees per second between frames: angles (T, 3) -> (T - 1,).
+
+    It is the length of the change of all three. Angles are smoothed over 1.2 frames first, as the tracker trembles.
+    """
+    return np.linalg.norm(np.diff(_smooth_angles(angles_deg), axis=0), axis=1) * FPS
 
 
 def pose_range(angles_deg: Array) -> float:
-    """Largest minus smallest angle within the clip, mean of yaw, pitch and roll, degrees. (T, 3); smoothed as for speed."""
-    return float(np.ptp(_smoothed(angles_deg), axis=0).mean())
+    """Measure the largest minus the smallest angle (T, 3) of a clip, mean of yaw, pitch and roll, in degrees.
+
+    Angles are smoothed as in ``angular_speed``.
+    """
+    return float(np.ptp(_smooth_angles(angles_deg), axis=0).mean())
 
 
 def pose_beats(angles_deg: Array) -> Float64Array:
-    """Moments (seconds from the first frame) at which the head moves fastest: local maxima of ``angular_speed`` that are
-    above its mean over the clip. (T, 3) -> (N,)."""
+    """Find the moments at which the head moves fastest: angles (T, 3) -> (N,) seconds from the first frame.
+
+    They are the local maxima of ``angular_speed`` above its mean over the clip.
+    """
     speed = angular_speed(angles_deg)
     peaks = np.flatnonzero((speed[1:-1] > speed[:-2]) & (speed[1:-1] >= speed[2:]) & (speed[1:-1] > speed.mean())) + 1
     return (peaks + 0.5) / FPS
 
 
 def audio_onsets(samples: Array, rate_hz: int = SPEECH_RATE_HZ) -> Float64Array:
-    """Moments (seconds) at which sound sets in: (L,) -> (N,).
+    """Find the moments at which sound sets in: samples (L,) -> (N,) seconds. Silence has none.
 
-    Spectral flux: the rise of the log magnitude spectrum (Hann window of 512 samples every 10 ms, floor 60 dB below the
-    loudest bin) from frame to frame, mean over frequencies; onsets are its local maxima above mean plus half a standard
-    deviation, the larger first, none within 0.1 s of a larger one. Silence has none.
+    They are peaks of the spectral flux: how much the log magnitude spectrum rises, mean over frequencies. The spectrum
+    has a Hann window of 512 samples every 10 ms, and a floor 60 dB below its loudest bin. A peak is a local maximum
+    above the mean plus half a standard deviation, over 0.1 s from any larger one.
     """
     samples = np.asarray(samples, np.float64)
     if len(samples) < ONSET_WINDOW + 3 * ONSET_HOP or not np.any(samples):
@@ -146,11 +164,18 @@ def audio_onsets(samples: Array, rate_hz: int = SPEECH_RATE_HZ) -> Float64Array:
 
 
 def beat_sums(beats_s: Array, onsets_s: Array, sigma_s: float = BEAT_SIGMA_S) -> Float64Array:
-    """One clip's part of the beat alignment: (sum over head beats of exp(-d^2 / (2 sigma^2)), number of beats), where d is
-    the time to the nearest audio onset and sigma is 0.1 s. ``intervals.share`` of the total is the score, 0 to 1.
+    """Sum up one clip's beat alignment; ``intervals.share`` of the total is the score, 0 to 1.
 
-    After the beat alignment score of dance (Li et al., "AI Choreographer", ICCV 2021), with peaks of head speed for its
-    kinematic beats and onsets for its musical ones. Random beats also score: compare with another clip's sound.
+    It follows the beat alignment score of dance (Li et al., "AI Choreographer", ICCV 2021). Peaks of head speed stand
+    for kinematic beats, onsets of sound for musical ones. Random beats also score: compare with another clip's sound.
+
+    Args:
+        beats_s: ``pose_beats`` (N,).
+        onsets_s: ``audio_onsets`` (M,).
+        sigma_s: how far apart beat and onset may lie.
+
+    Returns:
+        (sum over beats of exp(-d^2 / (2 sigma^2)), number of beats); d is the time to the nearest onset.
     """
     if len(beats_s) == 0 or len(onsets_s) == 0:
         return np.zeros(2)

@@ -1,17 +1,17 @@
 """Sync confidence and sync distance, dawn's judge: do the lips of a video go with its sound?
 
-Defined as LSE-C and LSE-D are (SyncNet, Chung and Zisserman 2016), but measured by this project's own small network
-(``models.sync_judge``): compare its figures with each other, never with figures of SyncNet.
+They are defined like LSE-C and LSE-D (SyncNet, Chung and Zisserman 2016). But this project's own small network
+(``models.judges.sync``) measures them: compare its figures with each other, never with figures of SyncNet.
 
-For every window of 5 frames and every lag from -10 to +10 frames take the Euclidean distance between what is seen there
-and what is heard that much later; average over windows. Then
+Every window of 5 frames is compared with the sound at every lag from -10 to +10 frames. The Euclidean distances between
+the vectors of both are averaged over windows. Then
 
     distance    the smallest of the averages (0 to 2; less is better)
     confidence  their median minus the smallest (more is better; near 0 when no lag stands out)
     offset      the lag of the smallest, in frames; above 0 the sound is late
 
-Clips of a second have few windows, and the smallest of 21 noisy averages is small by chance too. The figure for a set of
-clips is therefore pooled: distances are averaged per lag over the windows of all clips first (``pooled``).
+Clips of a second have few windows, and the smallest of 21 noisy averages is small by chance too. For a set of clips the
+distances are therefore averaged per lag over the windows of all clips first (``pool_distances``).
 """
 
 from __future__ import annotations
@@ -42,29 +42,38 @@ from dawn.structs import FloatArray, ImageArray
 
 SHIPPED_JUDGE = "assets/sync_judge.safetensors"
 EMBED_FRAMES = 250
-"""Pictures that are looked at in one go: memory does not grow with length."""
+"""Frames that the network sees at once, so that memory does not grow with length."""
 
 
 class SyncScore(NamedTuple):
-    """See the module's head. confidence and distance: between 0 and 2; offset_frames: above 0, the sound is late."""
+    """What the module's head defines.
+
+    confidence, distance: between 0 and 2. offset_frames: above 0 the sound is late.
+    """
 
     confidence: float
     distance: float
     offset_frames: int
 
 
-class Embedded(NamedTuple):
-    """Vectors of length 1: seen (T - 4, E), heard (T - 6, E); heard[j] belongs to seen[j + 1]."""
+class ClipVectors(NamedTuple):
+    """One clip's vectors, each of length 1.
+
+    seen: (T - 4, E). heard: (T - 6, E); heard[j] belongs to seen[j + 1].
+    """
 
     seen: Tensor
     heard: Tensor
 
 
 def load_judge(path: Path | None = None) -> SyncJudge:
-    """A judge ready for use: the shipped one, or ``sync.safetensors`` of a training run.
+    """Load a judge: the shipped one, or ``sync.safetensors`` of a training run.
 
-    The configuration is read from the JSON file of the same name beside it, if there is one. Raises CheckpointError,
-    ConfigError.
+    The configuration comes from the JSON file of the same name beside it, if there is one.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged or another model's.
+        ConfigError: The configuration is not allowed.
     """
     weights = Path(str(files("dawn").joinpath(SHIPPED_JUDGE))) if path is None else path
     described = weights.with_suffix(".json")
@@ -73,29 +82,43 @@ def load_judge(path: Path | None = None) -> SyncJudge:
     return judge.eval().requires_grad_(False)
 
 
-def sync_scores(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: FloatArray) -> SyncScore:
-    """How well one clip's lips go with its sound.
+def score_clip(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: FloatArray) -> SyncScore:
+    """Score how well one clip's lips go with its sound.
 
-    frames (T, H, W, 3) uint8; landmarks (T, 478, 3) crop units of those frames; samples (L,) float32 at 16 kHz from the
-    first frame on. Raises InputError for under 15 frames, landmarks of another number, no sound or a silent one.
+    Args:
+        judge: the network.
+        frames: (T, H, W, 3) uint8.
+        landmarks: (T, 478, 3) in crop units of the frames.
+        samples: (L,) float32 at 16 kHz, from the first frame on.
+
+    Raises:
+        InputError: There are under 15 frames, not as many landmarks, or no sound or only silence.
     """
-    return score_of(clip_distances(judge, frames, landmarks, samples))
+    return score_distances(clip_distances(judge, frames, landmarks, samples))
 
 
 def clip_distances(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: FloatArray) -> LagDistances:
-    """Distances by lag of one clip, from which ``score_of`` and ``pooled`` make figures. As ``sync_scores``."""
+    """Measure one clip's distances by lag, for ``score_distances`` and ``pool_distances``. Arguments as ``score_clip``.
+
+    Raises:
+        InputError: As ``score_clip``.
+    """
     return lag_distances(*embed(judge, frames, landmarks, samples))
 
 
-def pooled(clips: Sequence[LagDistances]) -> LagDistances:
-    """Distances of all windows of all clips together; ``score_of`` it for the figure of a set. Raises InputError if empty."""
+def pool_distances(clips: Sequence[LagDistances]) -> LagDistances:
+    """Add up the distances of all clips; ``score_distances`` of the sum is the figure of the set.
+
+    Raises:
+        InputError: There are no clips.
+    """
     if not clips:
         raise InputError("no clips to judge the sync of; give at least one")
     return LagDistances(np.sum([c.sums for c in clips], 0), np.sum([c.counts for c in clips], 0))
 
 
-def score_of(distances: LagDistances) -> SyncScore:
-    """Confidence, distance, offset of one clip or of a pool. Of equal minima the one at the smaller lag counts."""
+def score_distances(distances: LagDistances) -> SyncScore:
+    """Compute confidence, distance and offset of one clip or of a pool. On a tie the smaller lag counts."""
     lags = np.arange(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)
     there = np.flatnonzero(distances.counts)
     there = there[np.argsort(np.abs(lags[there]), kind="stable")]
@@ -105,8 +128,12 @@ def score_of(distances: LagDistances) -> SyncScore:
 
 
 @torch.inference_mode()
-def embed(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: FloatArray) -> Embedded:
-    """The vectors of one clip. As ``sync_scores``."""
+def embed(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: FloatArray) -> ClipVectors:
+    """Compute the vectors of one clip. Arguments as ``score_clip``.
+
+    Raises:
+        InputError: As ``score_clip``.
+    """
     count = len(frames)
     if count != len(landmarks):
         raise InputError(f"{count} frames and landmarks of {len(landmarks)}: give as many of both")
@@ -120,7 +147,4 @@ def embed(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: 
     seen = []
     for start in range(0, count - WINDOW_FRAMES + 1, EMBED_FRAMES):
         seen.append(judge.see(mouths[start : start + EMBED_FRAMES + WINDOW_FRAMES - 1][None].to(device))[0])
-    return Embedded(torch.cat(seen), judge.hear(sound[None].to(device))[0])
-
-
-# --------------------------------------------------------------------------------------------------- judging the judge
+    return ClipVectors(torch.cat(seen), judge.hear(sound[None].to(device))[0])

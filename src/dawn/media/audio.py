@@ -1,4 +1,4 @@
-"""Speech: any file with sound to 16 kHz mono, and the same sound again at full quality for the written video."""
+"""Speech: any file with sound to 16 kHz mono, and the same sound at full quality for the written video."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from av.filter import Graph
 from numpy.typing import NDArray
 
 from dawn.errors import AudioError
-from dawn.media.files import FilePath, decode, open_container, quoted
+from dawn.media.files import Closable, FilePath, decode, open_container, quote
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, Speech
 
 MIN_SPEECH_S = 0.2
 MAX_SPEECH_S = 1800.0
 SILENCE_PEAK = 1e-3
-"""A recording that never gets above -60 dBFS is taken as silent (a muted microphone, the wrong track)."""
+"""A recording that never gets above -60 dBFS counts as silent (a muted microphone, the wrong track)."""
 
 MAX_OVERSHOOT = 16.0
 """Float samples a little over 1 are loud and are clipped; far over 1 they are integers stored as floats."""
@@ -31,21 +31,27 @@ MAX_ARRAY_CHANNELS = 16
 def read_speech(path: FilePath, max_duration_s: float = MAX_SPEECH_S, allow_silence: bool = False) -> Speech:
     """Read the sound of an audio or video file: 16 kHz mono float32 within [-1, 1].
 
-    ``duration_s`` is counted from the decoded samples, never taken from the container. Decoding stops as soon as
-    ``max_duration_s`` is passed, and only 16 kHz samples are kept. Raises ``AudioError``: missing, damaged or without
-    sound, shorter than 0.2 s, too long, not finite, silent throughout (unless ``allow_silence``).
+    ``duration_s`` is counted from the decoded samples, never taken from the container. Decoding stops at
+    ``max_duration_s``, and only 16 kHz samples are kept.
+
+    Raises:
+        AudioError: The file is missing, damaged or without sound; or the sound is shorter than 0.2 s, too long, not
+            finite, or silent throughout (unless ``allow_silence``).
     """
     with open_container(path, AudioError, "sound file") as container:
         clock = _Clock(decode(container, _sound_stream(container, path), path, AudioError))
-        return _collect(clock, f"sound {quoted(path)}", max_duration_s, allow_silence, str(path))
+        return _collect(clock, f"sound {quote(path)}", max_duration_s, allow_silence, str(path))
 
 
 def speech_from_array(
     samples: NDArray[Any], rate_hz: int, max_duration_s: float = MAX_SPEECH_S, allow_silence: bool = False
 ) -> Speech:
-    """Speech from samples (L,) or (L, channels): floats within [-1, 1], or integers of full scale.
+    """Make speech from samples (L,) or (L, channels): floats within [-1, 1], or integers of full scale.
 
-    Channels are averaged. Raises ``AudioError`` for the same faults as ``read_speech`` and for odd shapes and rates.
+    Channels are averaged.
+
+    Raises:
+        AudioError: As ``read_speech``, and for odd shapes and rates.
     """
     samples = np.asarray(samples)
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ or int(rate_hz) != rate_hz:
@@ -55,16 +61,19 @@ def speech_from_array(
     if samples.dtype.kind not in "iuf":
         raise AudioError(f"samples are of type {samples.dtype}; floats or integers are needed")
     if len(samples) > max_duration_s * rate_hz:
-        raise _too_long("sound", max_duration_s)
+        raise _too_long_error("sound", max_duration_s)
     frames = _array_frames(samples, int(rate_hz))
     return _collect(_Clock(frames), "sound", max_duration_s, allow_silence, None)
 
 
-class SoundTrack:
+class SoundTrack(Closable):
     """The sound of a ``Speech`` for the muxer: from its file at the original quality, else from its samples.
 
     ``rate_hz`` (44100 or 48000, what AAC players expect) and ``layout`` ("mono" or "stereo") follow the source.
-    ``read`` hands out the sound piece by piece; use as a context manager or call ``close``. Raises ``AudioError``.
+    Use as a context manager or call ``close``.
+
+    Raises:
+        AudioError: The file has no sound that can be read.
     """
 
     def __init__(self, speech: Speech) -> None:
@@ -87,7 +96,7 @@ class SoundTrack:
         self._left: FloatArray = np.zeros((1 if channels == 1 else 2, 0), np.float32)
 
     def read(self, count: int) -> FloatArray:
-        """The next ``count`` samples, (channels, count) float32 within [-1, 1]; silence after the end."""
+        """Return the next ``count`` samples, (channels, count) float32 within [-1, 1]; silence after the end."""
         parts, held = [self._left], self._left.shape[1]
         while held < count and (block := next(self._blocks, None)) is not None:
             parts.append(block)
@@ -107,7 +116,7 @@ class SoundTrack:
 
 
 def resample(frames: Iterable[av.AudioFrame], rate_hz: int, layout: str) -> Iterator[FloatArray]:
-    """Convert decoded frames, whose format may change on the way, to blocks (channels, n) float32 at ``rate_hz``.
+    """Convert decoded frames to blocks (channels, n) float32 at ``rate_hz``; their format may change on the way.
 
     Only samples count: gaps in the time stamps neither cut nor stretch the sound.
     """
@@ -127,7 +136,7 @@ def resample(frames: Iterable[av.AudioFrame], rate_hz: int, layout: str) -> Iter
 
 
 def _resampling_graph(in_rate_hz: int, in_format: str, in_layout: str, rate_hz: int, layout: str) -> Graph:
-    """A filter graph instead of ``av.AudioResampler``, which offers no ``rematrix_maxval`` before PyAV 18."""
+    """Build a filter graph: ``av.AudioResampler`` offers no ``rematrix_maxval`` before PyAV 18."""
     graph = Graph()
     source = graph.add(
         "abuffer",
@@ -149,7 +158,7 @@ def _resampling_graph(in_rate_hz: int, in_format: str, in_layout: str, rate_hz: 
 
 
 def _push(graph: Graph, frame: av.AudioFrame | None) -> Iterator[FloatArray]:
-    """Put one frame (or None: the end) into the graph, take out what is ready."""
+    """Put one frame (or None: the end) into the graph and yield what is ready."""
     graph.push(frame)
     while True:
         try:
@@ -161,7 +170,7 @@ def _push(graph: Graph, frame: av.AudioFrame | None) -> Iterator[FloatArray]:
 
 
 class _Clock:
-    """Passes frames through and adds up their exact length: source samples / source rate."""
+    """Pass frames through and add up their exact length: source samples / source rate."""
 
     def __init__(self, frames: Iterable[av.AudioFrame]) -> None:
         self._frames = frames
@@ -179,7 +188,7 @@ def _collect(clock: _Clock, name: str, max_duration_s: float, allow_silence: boo
     peak = 0.0
     for block in resample(clock, SPEECH_RATE_HZ, "mono"):
         if clock.seconds > max_duration_s:
-            raise _too_long(name, max_duration_s)
+            raise _too_long_error(name, max_duration_s)
         # NaN fails the comparison too.
         highest = float(np.abs(block).max(initial=0.0))
         if not highest <= MAX_OVERSHOOT:
@@ -188,7 +197,7 @@ def _collect(clock: _Clock, name: str, max_duration_s: float, allow_silence: boo
         peak = max(peak, highest)
         blocks.append(np.clip(block[0], -1, 1))
     if clock.seconds > max_duration_s:
-        raise _too_long(name, max_duration_s)
+        raise _too_long_error(name, max_duration_s)
     if clock.seconds < Fraction(str(MIN_SPEECH_S)):
         raise AudioError(f"{name} lasts {float(clock.seconds):.3g} s; at least {MIN_SPEECH_S:g} s of speech are needed")
     if peak < SILENCE_PEAK and not allow_silence:
@@ -200,22 +209,22 @@ def _collect(clock: _Clock, name: str, max_duration_s: float, allow_silence: boo
     return Speech(samples=np.concatenate(blocks)[:wanted], duration_s=float(clock.seconds), path=path)
 
 
-def _too_long(name: str, max_duration_s: float) -> AudioError:
+def _too_long_error(name: str, max_duration_s: float) -> AudioError:
     return AudioError(f"{name} is longer than {max_duration_s:g} s ({max_duration_s / 60:g} min); cut it into parts")
 
 
 def _sound_stream(container: InputContainer, path: FilePath) -> Any:
-    """The audio stream that a player would choose."""
+    """Return the audio stream that a player would choose."""
     stream = container.streams.best("audio")
     if stream is None:
-        raise AudioError(f"{quoted(path)} has no sound; give a recording, or a video that has an audio track")
+        raise AudioError(f"{quote(path)} has no sound; give a recording, or a video that has an audio track")
     if stream.codec_context is None:
-        raise AudioError(f"the sound of {quoted(path)} is in an unknown codec; convert it to WAV or MP3")
+        raise AudioError(f"the sound of {quote(path)} is in an unknown codec; convert it to WAV or MP3")
     return stream
 
 
 def _array_frames(samples: NDArray[Any], rate_hz: int) -> Iterator[av.AudioFrame]:
-    """Samples (L,) or (L, channels) as mono float frames of one second."""
+    """Yield samples (L,) or (L, channels) as mono float frames of one second."""
     for start in range(0, len(samples), rate_hz):
         block = samples[start : start + rate_hz]
         if block.dtype.kind in "iu":

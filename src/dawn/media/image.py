@@ -8,12 +8,14 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dawn.errors import ImageError
-from dawn.media.files import FilePath, checked_input, quoted, replacing
+from dawn.media.files import FilePath, check_input, quote, replace_file
 from dawn.structs import ImageArray
 
 log = logging.getLogger(__name__)
@@ -22,36 +24,39 @@ MAX_IMAGE_PIXELS = 64_000_000
 MAX_SIDE_PX = 16_384
 MIN_SIDE_PX = 32
 BACKGROUND_RGB = (236, 236, 236)
-"""Put behind transparent pictures: near white, so that cut-out hair keeps no dark rim."""
+"""The background of transparent pictures: near white, so that cut-out hair keeps no dark rim."""
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000"),
     *("PPM", "TGA", "ICO", "PCX", "SGI", "QOI", "PSD"),
 )
-"""Read formats. A list, because Pillow starts Ghostscript for EPS."""
+"""Formats that are read. A list, because Pillow starts Ghostscript for EPS."""
 
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
 
 
 def read_image(path: FilePath, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
-    """Read a picture as (H, W, 3) uint8 RGB, contiguous, upright, opaque, in sRGB; of an animation the first frame.
+    """Read a picture as (H, W, 3) uint8 RGB, contiguous, upright, opaque, in sRGB.
 
-    Raises ``ImageError``: missing or not a picture, damaged, smaller than 32 px, over ``max_pixels`` or 16384 px a
-    side. The size is read from the header, before any pixel is decoded.
+    Of an animation the first frame is read. The size is checked in the header, before any pixel is decoded.
+
+    Raises:
+        ImageError: The file is missing, damaged or no picture; a side is under 32 px or over 16384 px; or the picture
+            is over ``max_pixels``.
     """
-    checked = checked_input(path, ImageError, "picture")
+    checked = check_input(path, ImageError, "picture")
     try:
         with warnings.catch_warnings():
             # Pillow's own warnings about large or odd files: our check of the size follows at once.
             warnings.simplefilter("ignore")
-            image = Image.open(checked, formats=[name for name in FORMATS if _readable(name)])
+            image = Image.open(checked, formats=[name for name in FORMATS if _has_decoder(name)])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as cause:
-        raise ImageError(f"picture {quoted(path)} is over {max_pixels / 1e6:g} megapixels; scale it down") from cause
+        raise ImageError(f"picture {quote(path)} is over {max_pixels / 1e6:g} megapixels; scale it down") from cause
     except UnidentifiedImageError as cause:
-        raise ImageError(f"{quoted(path)} is no picture that can be read; save it as JPEG or PNG") from cause
+        raise ImageError(f"{quote(path)} is no picture that can be read; save it as JPEG or PNG") from cause
     except _DAMAGE as cause:
-        raise ImageError(f"picture {quoted(path)} is damaged: {_one_line(cause)}; save it again") from cause
+        raise ImageError(f"picture {quote(path)} is damaged: {_one_line(cause)}; save it again") from cause
     with image:
         _check_size(path, image.size, max_pixels)
         try:
@@ -60,20 +65,25 @@ def read_image(path: FilePath, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray
                 image.load()
                 rgb = _to_rgb(image, path)
         except (*_DAMAGE, Image.DecompressionBombError) as cause:
-            raise ImageError(f"picture {quoted(path)} is damaged: {_one_line(cause)}; save it again") from cause
+            raise ImageError(f"picture {quote(path)} is damaged: {_one_line(cause)}; save it again") from cause
     return np.ascontiguousarray(rgb)
 
 
 def save_png(path: FilePath, array: ImageArray) -> None:
-    """Write (H, W, 3) or (H, W) uint8 as PNG, whole or not at all. Raises ``OutputError``."""
+    """Write (H, W, 3) or (H, W) uint8 as PNG, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     assert array.dtype == np.uint8, f"pixels must be uint8, not {array.dtype}"
-    with replacing(path, (".png",)) as temporary:
+    with replace_file(path, (".png",)) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
 
 
 def contact_sheet(frames: Sequence[ImageArray], columns: int, cell_px: int) -> ImageArray:
-    """Frames (H, W, 3) uint8 of any sizes, row by row in square cells, as (rows * cell_px, columns * cell_px, 3)."""
-    assert frames and columns > 0 and cell_px > 0, "a contact sheet needs frames, columns and a cell size"
+    """Lay frames (H, W, 3) uint8 of any sizes into square cells, row by row: (rows * cell_px, columns * cell_px, 3)."""
+    assert frames, "a contact sheet needs frames"
+    assert min(columns, cell_px) > 0, "a contact sheet needs columns and a cell size"
     rows = -(-len(frames) // columns)
     sheet = Image.new("RGB", (columns * cell_px, rows * cell_px), BACKGROUND_RGB)
     for index, frame in enumerate(frames):
@@ -85,8 +95,8 @@ def contact_sheet(frames: Sequence[ImageArray], columns: int, cell_px: int) -> I
     return np.asarray(sheet).copy()
 
 
-def _readable(name: str) -> bool:
-    """Whether this build of Pillow has the plugin (AVIF and JPEG 2000 are optional)."""
+def _has_decoder(name: str) -> bool:
+    """Tell whether this build of Pillow reads a format (AVIF and JPEG 2000 are optional)."""
     Image.init()
     return name in Image.OPEN
 
@@ -97,7 +107,7 @@ def _one_line(cause: BaseException) -> str:
 
 def _check_size(path: FilePath, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
-    name = f"picture {quoted(path)} is {width} x {height} px"
+    name = f"picture {quote(path)} is {width} x {height} px"
     if min(size) < MIN_SIDE_PX:
         raise ImageError(f"{name}; at least {MIN_SIDE_PX} px a side are needed")
     if max(size) > MAX_SIDE_PX:
@@ -107,7 +117,7 @@ def _check_size(path: FilePath, size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image, path: FilePath) -> ImageArray:
-    """A loaded picture of any mode to (H, W, 3) uint8."""
+    """Convert a loaded picture of any mode to (H, W, 3) uint8."""
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -120,16 +130,16 @@ def _to_rgb(image: Image.Image, path: FilePath) -> ImageArray:
     return np.asarray(image.convert("RGB"))
 
 
-def _deep_grey_to_rgb(grey: np.ndarray, path: FilePath) -> ImageArray:
-    """16-bit grey (H, W), whatever integer type holds it, to 8 bits; Pillow's own conversion clips it at 255."""
+def _deep_grey_to_rgb(grey: NDArray[Any], path: FilePath) -> ImageArray:
+    """Convert 16-bit grey (H, W) of any integer type to (H, W, 3) uint8: Pillow's own conversion clips at 255."""
     if not np.issubdtype(grey.dtype, np.integer) or grey.min() < 0 or grey.max() > 65535:
-        raise ImageError(f"picture {quoted(path)} has {grey.dtype} pixels of unknown range; save it as 8-bit PNG")
+        raise ImageError(f"picture {quote(path)} has {grey.dtype} pixels of unknown range; save it as 8-bit PNG")
     eight_bits = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.repeat(eight_bits[..., None], 3, axis=2)
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Apply an embedded colour profile: phones write Display P3, printers CMYK; both look wrong when taken as sRGB."""
+    """Apply an embedded colour profile: phones write Display P3, printers CMYK, and both look wrong as sRGB."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")

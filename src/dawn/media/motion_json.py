@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from dawn.errors import MotionError, OutputError
-from dawn.structs import BLINK_NAMES, BLINK_SIZE, FPS, POSE_NAMES, POSE_SIZE, Motion
+from dawn.structs import BLINK_NAMES, BLINK_SIZE, FPS, POSE_NAMES, POSE_SIZE, FloatArray, Motion
 
 MAX_MOTION_BYTES = 256 << 20
 FORMAT = "dawn-motion-1"
 
 
 def save_motion(motion: Motion, path: Path | str) -> None:
-    """Write a motion as JSON, atomically. Raises OutputError."""
+    """Write a motion as JSON, atomically.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     target = Path(path)
     values = {
         "format": FORMAT,
@@ -38,13 +42,17 @@ def save_motion(motion: Motion, path: Path | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _rows(table: np.ndarray) -> list[list[float]]:
-    """Nine significant digits: the shortest that give every float32 back, so that a motion renders the same again."""
+def _rows(table: FloatArray) -> list[list[float]]:
+    """Round to nine significant digits, the fewest that give every float32 back: the motion renders the same."""
     return [[float(f"{value:.9g}") for value in row] for row in table.tolist()]
 
 
 def load_motion(path: Path | str) -> Motion:
-    """Read a motion written by ``save_motion``. Raises MotionError naming what is wrong."""
+    """Read a motion written by ``save_motion``.
+
+    Raises:
+        MotionError: The file cannot be read or is no motion; the message names what is wrong.
+    """
     source = Path(path)
     try:
         if source.stat().st_size > MAX_MOTION_BYTES:
@@ -72,7 +80,7 @@ def load_motion(path: Path | str) -> Motion:
     return Motion(pose, blink, expression, str(values.get("space", "lite")), info)
 
 
-def _table(source: Path, values: dict[str, object], name: str, columns: int | None) -> np.ndarray:
+def _table(source: Path, values: dict[str, object], name: str, columns: int | None) -> FloatArray:
     try:
         table = np.asarray(values.get(name), dtype=np.float32)
     except (TypeError, ValueError) as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import av
 import numpy as np
@@ -13,7 +12,7 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from dawn.errors import VideoError
-from dawn.media.files import FilePath, decode, open_container, quoted
+from dawn.media.files import Closable, FilePath, decode, open_container, quote
 from dawn.structs import FPS, ImageArray
 
 MAX_FRAME_PIXELS = 4096 * 2304
@@ -25,12 +24,15 @@ _UNSPECIFIED_COLORSPACE = 2
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
-class VideoReader:
-    """Frames (height, width, 3) uint8 RGB, contiguous and upright, resampled to exactly ``fps`` by timestamps.
+class VideoReader(Closable):
+    """Read frames (height, width, 3) uint8 RGB, contiguous and upright, resampled to exactly ``fps`` by timestamps.
 
     Output frame i shows the source frame nearest to i / fps after the first one, so variable rates keep their timing.
-    One pass, one frame in memory: iterate once, as a context manager. ``max_frames`` ends the reading early.
-    Raises ``VideoError``: missing, damaged, no moving picture, over ``max_pixels`` or ``max_duration_s``.
+    One frame is in memory at a time: iterate once, as a context manager. ``max_frames`` ends the reading early.
+
+    Raises:
+        VideoError: The file is missing or damaged, has no moving picture, or is over ``max_pixels`` or
+            ``max_duration_s``.
     """
 
     def __init__(
@@ -46,11 +48,11 @@ class VideoReader:
         self._path, self._max_frames, self._max_duration_s = path, max_frames, max_duration_s
         self._container = open_container(path, VideoError, "video")
         try:
-            self._stream = self._moving_picture(max_pixels)
+            self._stream = self._pick_stream(max_pixels)
             self._frames = decode(self._container, self._stream, path, VideoError)
             first = next(self._frames, None)
             if first is None:
-                raise VideoError(f"video {quoted(path)} has no frame that can be decoded; make or download it again")
+                raise VideoError(f"video {quote(path)} has no frame that can be decoded; make or download it again")
             self._first: av.VideoFrame | None = first
             self._scaled: tuple[int, int] = (_square_width(first.width, self._stream.sample_aspect_ratio), first.height)
             self._quarter_turns = round(first.rotation / 90) % 4
@@ -60,36 +62,28 @@ class VideoReader:
         upright: tuple[int, int] = self._scaled[::-1] if self._quarter_turns % 2 else self._scaled
         self.width, self.height = upright
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the file. May be called twice."""
         self._frames = iter(())
         self._container.close()
 
     def __iter__(self) -> Iterator[ImageArray]:
-        for index, (frame, image) in enumerate(self._held_frames()):
+        for index, (frame, image) in enumerate(self._hold_frames()):
             if self._max_frames is not None and index >= self._max_frames:
                 return
             if index > self._max_duration_s * self.fps:
-                raise VideoError(f"video {quoted(self._path)} is longer than {self._max_duration_s:g} s; cut it")
+                raise VideoError(f"video {quote(self._path)} is longer than {self._max_duration_s:g} s; cut it")
             if not image:
                 image.append(self._to_rgb(frame))
             # Each frame is the caller's own: a held picture must not change when an earlier one is drawn on.
             yield image[0].copy()
 
-    def _held_frames(self) -> Iterator[tuple[av.VideoFrame, list[ImageArray]]]:
-        """For every output instant the frame to show, with a slot that keeps its pixels while it is held."""
+    def _hold_frames(self) -> Iterator[tuple[av.VideoFrame, list[ImageArray]]]:
+        """Yield for every output instant the frame to show, with a slot that keeps its pixels while it is held."""
         index = 0
         held: tuple[av.VideoFrame, list[ImageArray]] | None = None
         held_s = end_s = Fraction(0)
-        for time_s, duration_s, frame in self._timed():
+        for time_s, duration_s, frame in self._read_timed():
             if held is not None:
                 middle_s = (held_s + time_s) / 2
                 while index / self.fps < middle_s:
@@ -102,8 +96,8 @@ class VideoReader:
             yield held
             index += 1
 
-    def _timed(self) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
-        """(seconds since the first frame, duration, frame) with strictly rising times."""
+    def _read_timed(self) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+        """Yield (seconds since the first frame, duration, frame) with strictly rising times."""
         step_s = 1 / Fraction(self._stream.average_rate or self._stream.guessed_rate or self.fps)
         start_s: Fraction | None = None
         last_s: Fraction | None = None
@@ -119,16 +113,16 @@ class VideoReader:
                 yield time_s - start_s, frame.duration * base or step_s, frame
             frame = next(self._frames, None)
 
-    def _moving_picture(self, max_pixels: int) -> Any:
-        """The first video stream that is not the cover picture of a song."""
+    def _pick_stream(self, max_pixels: int) -> Any:
+        """Return the first video stream that is not the cover picture of a song."""
         streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams or streams[0].codec_context is None:
-            raise VideoError(f"{quoted(self._path)} has no moving picture that can be decoded; give a video file")
+            raise VideoError(f"{quote(self._path)} has no moving picture that can be decoded; give a video file")
         stream = streams[0]
         pixels = stream.codec_context.width * stream.codec_context.height
         if pixels > max_pixels:
             size = f"{stream.codec_context.width} x {stream.codec_context.height}"
-            raise VideoError(f"video {quoted(self._path)} is {size} px, over {max_pixels / 1e6:g} megapixels; scale it")
+            raise VideoError(f"video {quote(self._path)} is {size} px, over {max_pixels / 1e6:g} megapixels; scale it")
         stream.thread_type = "AUTO"
         return stream
 
@@ -147,13 +141,20 @@ class VideoReader:
 
 
 def read_video(path: FilePath, fps: int | Fraction = FPS, max_frames: int | None = None) -> Iterator[ImageArray]:
-    """The frames of ``VideoReader(path, fps, max_frames)``; the file is closed at the end. Raises ``VideoError``."""
+    """Yield the frames of ``VideoReader(path, fps, max_frames)``, then close the file.
+
+    Raises:
+        VideoError: As ``VideoReader``.
+    """
     with VideoReader(path, fps, max_frames) as reader:
         yield from reader
 
 
 def _square_width(width: int, aspect: Fraction | None) -> int:
-    """Width in square pixels; DV and old TV video is stored stretched. Absurd ratios are damage and are ignored."""
+    """Return the width in square pixels: DV and old TV video is stored stretched.
+
+    Absurd ratios are damage and are ignored.
+    """
     if not aspect or not Fraction(1, 4) <= aspect <= 4:
         return width
     return max(1, round(width * aspect))

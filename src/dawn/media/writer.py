@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from dawn.errors import OutputError
 from dawn.media.audio import SoundTrack
-from dawn.media.files import FilePath, create_beside, output_error, publish, quoted
+from dawn.media.files import FilePath, create_beside, output_error, publish, quote
 from dawn.structs import FPS, ImageArray, Speech
 
 SUFFIXES = (".mp4", ".m4v", ".mov")
@@ -26,16 +26,22 @@ METADATA_KEYS = frozenset({"title", "artist", "comment", "copyright", "date", "d
 
 AAC_BITS_PER_CHANNEL = 160_000
 AAC_CODER = "fast"
-"""FFmpeg's default, "twoloop", spoils single blocks of voiced sound: 8.8 dB signal to noise in the worst block of a
-synthetic vowel at 128 kbit/s and 31 dB at 160, where "fast" keeps 33 and 54 dB."""
+"""FFmpeg's default, "twoloop", spoils single blocks of voiced sound.
+
+Signal to noise in the worst block of a synthetic vowel at 128 and 160 kbit/s: "twoloop" 8.8 and 31 dB, "fast" 33 and
+54 dB.
+"""
 
 KEYFRAME_INTERVAL_S = 2
 FRAGMENT_S = 0.16
 """Length of a fragment of a streamed film: half of the frames that the pipeline decodes together."""
 PROMPT_CODER = "rc-lookahead=0:sync-lookahead=0:bframes=0"
 PROMPT_THREADS = 2
-"""For a streamed film: packets come 2 frames after their pictures instead of 47. The same 221 frames of 128 px at the same
-``crf`` then take 13.1 instead of 9.9 kB/s (37.7 instead of 38.1 dB), 125 of 512 px 88.7 instead of 67.1 (40.9, 41.3 dB)."""
+"""For a streamed film: packets come 2 frames after their pictures instead of 47.
+
+At the same ``crf`` 221 frames of 128 px take 13.1 instead of 9.9 kB/s (37.7 instead of 38.1 dB). 125 frames of 512 px
+take 88.7 instead of 67.1 kB/s (40.9 instead of 41.3 dB).
+"""
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
 _BT709 = 1
 _LIMITED_RANGE = 1
@@ -43,21 +49,22 @@ _CONVERSION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation
 
 
 class VideoWriter:
-    """H.264 (yuv420p, BT.709) and AAC in MP4 with the index in front; frame i is shown at exactly i / fps.
+    """Write H.264 (yuv420p, BT.709) and AAC to MP4 with the index in front; frame i is shown at exactly i / fps.
 
-    The sound comes from ``speech.path`` at its original quality, else from ``speech.samples``; it is interleaved as
-    the frames come, and cut or padded to end with the last one. The file is written under a temporary name beside
-    ``path`` and takes its place in ``close``; after any exception nothing is left and an older file is untouched.
+    The sound comes from ``speech.path`` at its original quality, else from ``speech.samples``. It is interleaved as the
+    frames come, and cut or padded to end with the last one. The file is written under a temporary name beside ``path``
+    and takes its place in ``close``. After any exception nothing is left, and an older file is untouched.
 
         with VideoWriter("out.mp4", 256, 256, speech) as writer:
             for frame in frames:          # (256, 256, 3) uint8, speech.frame_count of them
                 writer.write(frame)
 
-    stream: gets the same film, the same packets, as fragmented MP4 while it is made, each fragment in one ``write`` and the
-    header at once. The caller closes it. Its sound lacks the encoder's run-up, which a header without an index cannot take
-    off again: the first 21 ms fade in, and everything is shown and heard at its time.
+    ``stream`` gets the same packets as fragmented MP4 while the film is made: the header at once, then each fragment in
+    one ``write``. The caller closes it. A header without an index cannot take the encoder's run-up off the sound: the
+    first 21 ms fade in. Everything is shown and heard at its time.
 
-    Raises ``OutputError`` here, before any work is lost, when the file cannot be created; later for a full disk.
+    Raises:
+        OutputError: The file cannot be created, which shows before any work is lost; later, the disk is full.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class VideoWriter:
         self._final, self._temporary = create_beside(path, SUFFIXES)
         # Also for a writer that is dropped without close, and at the exit of the interpreter.
         self._remove = weakref.finalize(self, self._temporary.unlink, missing_ok=True)
-        with self._undone_on_failure():
+        with self._abort_on_error():
             self._sound = SoundTrack(speech) if speech is not None else None
             self._open_streams(crf, metadata or {}, prompt=stream is not None)
             if stream is not None:
@@ -101,11 +108,16 @@ class VideoWriter:
             self.abort()
 
     def write(self, frame: ImageArray) -> None:
-        """Append one frame (height, width, 3) uint8 RGB and the sound that belongs to it. Raises ``OutputError``."""
+        """Append one frame (height, width, 3) uint8 RGB and the sound that belongs to it.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
         assert self._container is not None, "the writer is closed"
         shape = (self.height, self.width, 3)
-        assert frame.shape == shape and frame.dtype == np.uint8, f"{frame.dtype} {frame.shape}, not uint8 {shape}"
-        with self._undone_on_failure():
+        assert frame.shape == shape, f"a frame of {frame.shape}, not {shape}"
+        assert frame.dtype == np.uint8, f"a frame of {frame.dtype}, not uint8"
+        with self._abort_on_error():
             picture = self._convert.reformat(
                 av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
                 format="yuv420p",
@@ -121,12 +133,16 @@ class VideoWriter:
             self._write_sound()
 
     def close(self) -> None:
-        """Finish the file and give it its name. Does nothing when already closed. Raises ``OutputError``."""
+        """Finish the file and give it its name. Do nothing when already closed.
+
+        Raises:
+            OutputError: There is no frame, or the file cannot be written.
+        """
         if self._container is None:
             return
-        with self._undone_on_failure():
+        with self._abort_on_error():
             if self.frames_written == 0:
-                raise OutputError(f"cannot write {quoted(self._path)}: there is no frame to write")
+                raise OutputError(f"cannot write {quote(self._path)}: there is no frame to write")
             self._mux(self._video.encode())
             if self._sound is not None:
                 self._mux(self._audio.encode())
@@ -157,8 +173,12 @@ class VideoWriter:
             self._remove()
 
     @contextmanager
-    def _undone_on_failure(self) -> Iterator[None]:
-        """Abort on any exception (Ctrl-C too); what the file system or the encoder raised becomes ``OutputError``."""
+    def _abort_on_error(self) -> Iterator[None]:
+        """Abort on any exception, Ctrl-C too.
+
+        Raises:
+            OutputError: The file system or the encoder failed.
+        """
         try:
             yield
         except BaseException as cause:
@@ -191,7 +211,7 @@ class VideoWriter:
         self._container.start_encoding()
 
     def _open_live(self, stream: BinaryIO, metadata: Mapping[str, str]) -> None:
-        """The second container, whose streams take the packets that the first one's encoders make."""
+        """Open the second container, whose streams take the packets of the first one's encoders."""
         options = {
             "movflags": "+empty_moov+default_base_moof+skip_trailer",
             "frag_duration": str(round(FRAGMENT_S * 1e6)),
@@ -202,7 +222,7 @@ class VideoWriter:
         self._live_track = {track.index: self._live.add_stream_from_template(track) for track in tracks}
         self._live.start_encoding()
 
-    def _mux(self, packets: Iterable[av.Packet]) -> None:
+    def _mux(self, packets: Iterable[av.Packet[Any]]) -> None:
         assert self._container is not None
         for packet in packets:
             # Before the first container turns the time stamps into its own.
@@ -215,7 +235,7 @@ class VideoWriter:
             self._container.mux(packet)
 
     def _write_sound(self) -> None:
-        """Sound up to the end of the last frame: silence when the source is over, and never more than the frames."""
+        """Write sound up to the end of the last frame; silence when the source is over."""
         if self._sound is None:
             return
         rate_hz = self._sound.rate_hz
@@ -237,4 +257,4 @@ def _check_request(path: FilePath, width: int, height: int, speech: Speech | Non
     if speech is not None and speech.path is not None:
         with suppress(OSError, ValueError):
             if Path(path).exists() and Path(path).samefile(speech.path):
-                raise OutputError(f"{quoted(path)} is the recording itself; choose another name for the video")
+                raise OutputError(f"{quote(path)} is the recording itself; choose another name for the video")

@@ -1,1 +1,1 @@
-"""."""
+"""From media to faces and training clips."""

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from dawn import media
 from dawn.errors import AudioError, InputError, OutputError
-from dawn.preprocess.crop import crop_box, cut, to_crop_units
+from dawn.preprocess.crop import Fit, crop_box, cut, to_crop_units
 from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import FPS, FloatArray, ImageArray, TrackedFace
 
@@ -35,7 +35,11 @@ MAX_JUMP_FACES = 0.25
 
 @dataclass(frozen=True)
 class PreparedClip:
-    """frames (T, S, S, 3) uint8; landmarks (T, 478, 3) crop units; blendshapes (T, 52); samples (L,) 16 kHz or empty."""
+    """One clip, cropped and tracked.
+
+    frames: (T, S, S, 3) uint8. landmarks: (T, 478, 3) crop units. blendshapes: (T, 52).
+    samples: (L,) at 16 kHz, empty without usable sound.
+    """
 
     frames: ImageArray
     landmarks: FloatArray
@@ -45,7 +49,7 @@ class PreparedClip:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What became of one video: ``status`` is kept, already there, or dropped with the reason."""
+    """What became of one video. status: "kept", "already there", or "dropped" with the reason."""
 
     video: str
     status: str
@@ -54,9 +58,10 @@ class PrepareReport:
 
 
 def track_video(path: Path | str, tracker: FaceTracker, max_frames: int) -> tuple[list[ImageArray], list[TrackedFace]]:
-    """All frames of a video at 25 fps and the largest face of each.
+    """Read the frames of a video at 25 fps and track the largest face of each.
 
-    Raises InputError naming the first frame without a face, or one where the face jumps (a cut).
+    Raises:
+        InputError: A frame has no face, or the face jumps there (a cut). The message names the frame.
     """
     frames: list[ImageArray] = []
     faces: list[TrackedFace] = []
@@ -64,7 +69,7 @@ def track_video(path: Path | str, tracker: FaceTracker, max_frames: int) -> tupl
         for index, frame in enumerate(reader):
             if index >= max_frames:
                 break
-            found = tracker.faces(frame)
+            found = tracker.detect(frame)
             if not found:
                 raise InputError(f"no face in frame {index}: cut the clip where the face is visible throughout")
             if faces:
@@ -78,7 +83,11 @@ def track_video(path: Path | str, tracker: FaceTracker, max_frames: int) -> tupl
 
 
 def prepare_clip(path: Path | str, size_px: int, tracker: FaceTracker) -> PreparedClip:
-    """One video → one fixed square crop for the whole clip. Raises InputError (with the reason) if it is unusable."""
+    """Crop and track one video with one fixed square for the whole clip.
+
+    Raises:
+        InputError: The video is unusable; the message says why.
+    """
     frames, faces = track_video(path, tracker, MAX_FRAMES)
     if len(frames) < MIN_FRAMES:
         raise InputError(f"{len(frames)} frames are too few (at least {MIN_FRAMES})")
@@ -88,7 +97,7 @@ def prepare_clip(path: Path | str, size_px: int, tracker: FaceTracker) -> Prepar
     mean = TrackedFace(landmarks.mean(0), blendshapes[0])
     if mean.box.height < MIN_FACE_HEIGHT_PX:
         raise InputError(f"face {mean.box.height:.0f} px high: at least {MIN_FACE_HEIGHT_PX} px are needed")
-    box = crop_box(mean, width, height, inside=True)
+    box = crop_box(mean, width, height, Fit.INSIDE)
     crops = np.stack([cut(frame, box, size_px) for frame in frames])
     try:
         samples = media.read_speech(path, allow_silence=True).samples
@@ -99,7 +108,11 @@ def prepare_clip(path: Path | str, size_px: int, tracker: FaceTracker) -> Prepar
 
 
 def save_clip(path: Path, clip: PreparedClip, person: str, source: str) -> None:
-    """Write one prepared clip as safetensors, atomically. Raises OutputError."""
+    """Write one prepared clip as safetensors, atomically.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     tensors: dict[str, np.ndarray] = {
         "frames": clip.frames,
         "landmarks": clip.landmarks.astype(np.float32),
@@ -139,7 +152,11 @@ def _prepare_one(job: tuple[str, str, str, str, int]) -> PrepareReport:
 
 
 def find_videos(root: Path) -> list[Path]:
-    """All videos below a folder (or the one file), sorted. Raises InputError if there is none."""
+    """List all videos below a folder (or the one file), sorted.
+
+    Raises:
+        InputError: There is none.
+    """
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     if not paths:
         raise InputError(f"{root}: no video found; give a folder with {', '.join(sorted(VIDEO_SUFFIXES))} files")
@@ -147,7 +164,11 @@ def find_videos(root: Path) -> list[Path]:
 
 
 def read_people(path: Path | None) -> dict[str, str]:
-    """CSV with columns ``file`` and ``person`` → {file name without suffix: person}. Raises InputError if it has not."""
+    """Read a CSV with columns ``file`` and ``person``: {file name without suffix: person}; empty without a path.
+
+    Raises:
+        InputError: The file cannot be read or lacks a column.
+    """
     if path is None:
         return {}
     try:
@@ -165,12 +186,15 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def prepare(
+def prepare_clips(
     videos: Iterable[Path], root: Path, out: Path, size_px: int, people: dict[str, str], workers: int
 ) -> Iterator[PrepareReport]:
-    """Prepare many videos in parallel; yields one report each as they finish and writes ``report.json`` at the end.
+    """Prepare many videos in parallel; yield one report each, and write ``report.json`` at the end.
 
     Videos whose output is already whole are skipped, so the same call resumes.
+
+    Raises:
+        OutputError: The folder or a clip cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

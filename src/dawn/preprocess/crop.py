@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import numpy as np
 from PIL import Image
 
@@ -11,52 +13,66 @@ from dawn.structs import Box, Face, FloatArray, ImageArray, TrackedFace
 # bounding box lies half way across and 0.554 down.
 CROP_FACE_HEIGHTS = 1.71
 CROP_CENTER_Y = 0.554
-# A head that looks down or to the side has a shorter mesh; its width then says how large it is.
+
 MESH_HEIGHT_PER_WIDTH = 1.12
+"""A head that looks down or to the side has a shorter mesh; its width then says how large it is."""
+
 OFF_CENTRE = 0.08
-"""Crop units, of which the square is 2 wide."""
+"""Crop units, of which the square is 2 wide. More than the face finder's own uncertainty."""
 
 
-def crop_box(face: TrackedFace, width: int, height: int, inside: bool = False, moved: bool = True) -> Box:
-    """Square for one face in a picture of (height, width) pixels.
+class Fit(Enum):
+    """How the square around a face fits into its picture."""
 
-    The square is moved into the picture where it fits. ``inside``: it is also shrunk to fit, for clips, whose
-    borders must not be invented; a portrait's square may reach outside and is padded by ``cut``. moved: False keeps the
-    face in the middle, where the padding is not shown: off its middle a head is torn.
+    CENTRED = "centred"
+    """Keep the face in the middle. The square may reach outside: for pictures whose padding is never shown."""
+    SHIFTED = "shifted"
+    """Shift the square into the picture along the sides where it fits: for portraits."""
+    INSIDE = "inside"
+    """Shrink the square to the picture's shorter side, then shift it along the sides where it fits: for clips."""
+
+
+def crop_box(face: TrackedFace, width: int, height: int, fit: Fit = Fit.SHIFTED) -> Box:
+    """Return the square for one face in a picture of ``width`` x ``height`` pixels.
+
+    A square that reaches outside the picture is padded by ``cut``.
     """
     box = face.box
     side = CROP_FACE_HEIGHTS * max(box.height, box.width * MESH_HEIGHT_PER_WIDTH)
-    if inside:
+    if fit is Fit.INSIDE:
         side = min(side, width, height)
     cx, cy = box.center
     x0, y0 = cx - side / 2, cy - CROP_CENTER_Y * side
     square = Box(x0, y0, x0 + side, y0 + side)
-    return moved_into(square, width, height) if moved else square
+    return square if fit is Fit.CENTRED else shift_into(square, width, height)
 
 
-def moved_into(square: Box, width: int, height: int) -> Box:
-    """A square, moved into a picture of (height, width) pixels along the sides where it fits."""
+def shift_into(square: Box, width: int, height: int) -> Box:
+    """Shift a square into a picture of ``width`` x ``height`` pixels, along the sides where it fits."""
     side = square.width
-    x0, y0 = _into(square.x0, side, width), _into(square.y0, side, height)
+    x0, y0 = _shift_interval(square.x0, side, width), _shift_interval(square.y0, side, height)
     return Box(x0, y0, x0 + side, y0 + side)
 
 
-def off_centre(face: Face) -> bool:
-    """Was the square of a prepared face moved into its picture, by more than the face finder's own uncertainty?"""
+def is_off_centre(face: Face) -> bool:
+    """Tell whether the square of a prepared face was shifted by more than ``OFF_CENTRE``."""
     points = face.landmarks[:, :2]
     middle = (points.min(0) + points.max(0)) / 2
     return bool(np.abs(middle - (0, 2 * CROP_CENTER_Y - 1)).max() > OFF_CENTRE)
 
 
-def _into(start: float, side: float, limit: int) -> float:
-    """Move an interval into [0, limit] if it is short enough, else leave the excess evenly as it was."""
+def _shift_interval(start: float, side: float, limit: int) -> float:
+    """Return the new start of an interval shifted into [0, limit]; one that is too long stays where it is."""
     if side >= limit:
         return start
     return float(np.clip(start, 0, limit - side))
 
 
 def cut(image: ImageArray, box: Box, size_px: int) -> ImageArray:
-    """Cut the square out and scale it to (size_px, size_px, 3), antialiased; outside the picture, border pixels repeat."""
+    """Cut the square out and scale it, antialiased, to (size_px, size_px, 3).
+
+    Outside the picture the border pixels repeat.
+    """
     height, width = image.shape[:2]
     left, top = max(0, int(np.ceil(-box.x0))), max(0, int(np.ceil(-box.y0)))
     right, bottom = max(0, int(np.ceil(box.x1 - width))), max(0, int(np.ceil(box.y1 - height)))
@@ -70,15 +86,18 @@ def cut(image: ImageArray, box: Box, size_px: int) -> ImageArray:
 
 
 def to_crop_units(landmarks_px: FloatArray, box: Box) -> FloatArray:
-    """Landmarks (..., 3) in picture pixels -> crop units of the square (x, y in [-1, 1] inside it, z on the same scale)."""
+    """Convert landmarks (..., 3) from picture pixels to crop units of the square.
+
+    x and y lie in [-1, 1] inside the square; z has the same scale.
+    """
     scale = np.float32(2.0 / box.width)
     offset = np.array([box.x0, box.y0, 0.0], np.float32)
     centre = np.array([1.0, 1.0, 0.0], np.float32)
     return ((landmarks_px - offset) * scale - centre).astype(np.float32)
 
 
-def to_pixels(landmarks: FloatArray, box: Box) -> FloatArray:
-    """Inverse of ``to_crop_units``."""
+def from_crop_units(landmarks: FloatArray, box: Box) -> FloatArray:
+    """Convert landmarks (..., 3) from crop units of the square to picture pixels: the inverse of ``to_crop_units``."""
     centre = np.array([1.0, 1.0, 0.0], np.float32)
     offset = np.array([box.x0, box.y0, 0.0], np.float32)
     return ((landmarks + centre) * np.float32(box.width / 2) + offset).astype(np.float32)

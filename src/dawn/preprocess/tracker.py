@@ -1,4 +1,4 @@
-"""Finds faces and their landmarks in pictures (MediaPipe Face Landmarker, model file in ``assets``)."""
+"""Faces and their landmarks in pictures (MediaPipe Face Landmarker, model file in ``assets``)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.resources import files
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from dawn.errors import CheckpointError
+from dawn.media.files import Closable
 from dawn.structs import LANDMARK_COUNT, ImageArray, TrackedFace
 
 WARM_UP_SIDE_PX = 64
@@ -29,18 +29,18 @@ def _landmarker_model() -> bytes:
 
 
 def _mediapipe() -> Any:
-    """The package, imported late: other commands need not pay for loading the native library.
+    """Import MediaPipe late, so that other commands need not load the native library.
 
-    In a thread of its own, because one of its modules keeps an error that it met at import (a machine without PortAudio),
-    and with the error the stack it came from: all variables of our callers, a recording's features among them, for good.
+    The import runs in a thread of its own. Without PortAudio one of MediaPipe's modules keeps the error of its import,
+    and with it the stack. Our callers' variables, such as a recording's features, would never be freed.
     """
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(import_module, "mediapipe").result()
 
 
 @contextmanager
-def _native_stderr_hushed() -> Iterator[None]:
-    """MediaPipe's native code writes to file descriptor 2 whatever one sets; failures come as exceptions besides."""
+def _hush_native_stderr() -> Iterator[None]:
+    """Silence file descriptor 2: MediaPipe's native code always writes there, and raises its failures besides."""
     try:
         kept = os.dup(2)
     except OSError:  # no stderr at all
@@ -57,10 +57,10 @@ def _native_stderr_hushed() -> Iterator[None]:
         os.close(kept)
 
 
-class FaceTracker:
-    """Face landmarks picture by picture. Use as a context manager: the native task must be closed.
+class FaceTracker(Closable):
+    """Find face landmarks picture by picture. Use as a context manager: the native task must be closed.
 
-    Every picture is treated on its own, so the result does not depend on the order or on the number of workers.
+    Every picture is treated on its own: neither their order nor the number of workers matters.
     """
 
     def __init__(self, max_faces: int = 1, min_confidence: float = 0.5) -> None:
@@ -74,27 +74,17 @@ class FaceTracker:
             output_face_blendshapes=True,
         )
         self._mp: Any = mp
-        with _native_stderr_hushed():
+        with _hush_native_stderr():
             self._task: Any = vision.FaceLandmarker.create_from_options(options)
             # The graph's threads are still starting, and writing; the first picture waits for them.
-            self.faces(np.zeros((WARM_UP_SIDE_PX, WARM_UP_SIDE_PX, 3), np.uint8))
-
-    def __enter__(self) -> FaceTracker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            self.detect(np.zeros((WARM_UP_SIDE_PX, WARM_UP_SIDE_PX, 3), np.uint8))
 
     def close(self) -> None:
+        """Free the native task."""
         self._task.close()
 
-    def faces(self, image: ImageArray) -> list[TrackedFace]:
-        """All faces in the picture, largest first.
-
-        image: (H, W, 3) uint8 RGB.
-        """
+    def detect(self, image: ImageArray) -> list[TrackedFace]:
+        """Find all faces in a picture (H, W, 3) uint8 RGB, largest first."""
         height, width = image.shape[:2]
         # mp.Image reads strided memory as if it were dense, silently.
         picture = self._mp.Image(image_format=self._mp.ImageFormat.SRGB, data=np.ascontiguousarray(image))

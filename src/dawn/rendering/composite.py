@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dawn.errors import ImageError
 from dawn.face import mesh as lm
+from dawn.face.geometry import smoothstep
 from dawn.models.blocks import identity_grid, image_tensor, resize, warp
 from dawn.models.lite.regions import inside_polygon
 from dawn.rules_config import CompositeRules
@@ -55,12 +56,6 @@ def fit(image: ImageArray, box: Box, limit_px: int) -> tuple[ImageArray, Box]:
     area = (0, 0, columns / scale, rows / scale)
     small = Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS, box=area)
     return np.asarray(small, dtype=np.uint8), Box(box.x0 * scale, box.y0 * scale, box.x1 * scale, box.y1 * scale)
-
-
-def smoothstep(x: Tensor) -> Tensor:
-    """0 below 0, 1 above 1, with no corner between."""
-    x = x.clamp(0, 1)
-    return x * x * (3 - 2 * x)
 
 
 def resampling(positions: Tensor, count: int, scale: float) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 from dawn import media
 from dawn.engines.engine import Engine
 from dawn.errors import ConfigError
-from dawn.preprocess.crop import cut, moved_into, off_centre
-from dawn.preprocess.portrait import MAX_FACES, choose_face, face_from, find_faces
+from dawn.preprocess.crop import Fit, cut, is_off_centre, shift_into
+from dawn.preprocess.portrait import MAX_FACES, choose_face, find_faces, prepare_face
 from dawn.preprocess.tracker import FaceTracker
 from dawn.rendering.composite import LIMIT_PX, FullFrame
 from dawn.structs import Box, Face, ImageArray, PathLike
@@ -114,14 +114,14 @@ def place_portrait(
     with FaceTracker(max_faces=MAX_FACES) as tracker:
         found = choose_face(find_faces(image, tracker), choice)
         if frame == "crop" and size_px <= native:
-            face = face_from(image, found, native, tracker, engine.mean_face())
-            if size_px < native or not off_centre(face):
+            face = prepare_face(image, found, native, tracker, engine.mean_face())
+            if size_px < native or not is_off_centre(face):
                 return Placement(face, size_px)
-        face = face_from(image, found, native, tracker, engine.mean_face(), moved=False)
+        face = prepare_face(image, found, native, tracker, engine.mean_face(), Fit.CENTRED)
     rules = engine.config.rules.composite
     if frame == "full":
         return Placement(face, size_px, FullFrame(image, face, size_px, engine.device, rules))
-    own, shown = face.box, moved_into(face.box, image.shape[1], image.shape[0])
+    own, shown = face.box, shift_into(face.box, image.shape[1], image.shape[0])
     scale = size_px / shown.width
     x0, y0 = (own.x0 - shown.x0) * scale, (own.y0 - shown.y0) * scale
     placed = replace(face, box=Box(x0, y0, x0 + size_px, y0 + size_px))

@@ -13,10 +13,10 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dawn.checkpoint import file_sha256, find_preset, shipped_presets
+from dawn.checkpoint import file_sha256, find_preset, list_presets
 from dawn.config import parse
 from dawn.errors import ConfigError, DawnError, InputError
-from dawn.media.files import checked_input
+from dawn.media.files import check_input
 from dawn.media.writer import SUFFIXES
 from dawn.options import VideoOptions
 
@@ -87,7 +87,7 @@ def read_jobs(table: Path, out: Path, preset: str) -> list[Job]:
 
 def _records(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header and (number, cells) of the rows that are not blank."""
-    data = checked_input(table, InputError, "table").read_bytes()
+    data = check_input(table, InputError, "table").read_bytes()
     if len(data) > MAX_CSV_BYTES:
         raise InputError(f"{table}: {len(data)} bytes, more than {MAX_CSV_BYTES}; split the table")
     try:
@@ -149,11 +149,11 @@ def _same_name(path: str) -> str:
 
 def _preset(name: str | None, default: str, table: Path, number: int) -> tuple[str, str]:
     """(Shipped name or folder, SHA-256 of its configuration); a row's folder is relative to the CSV's."""
-    if name and name not in shipped_presets():
+    if name and name not in list_presets():
         name = str(table.parent / name)
     try:
         folder = find_preset(name or default)
-        return (name or default) if (name or default) in shipped_presets() else str(folder.resolve()), _checksum(folder)
+        return (name or default) if (name or default) in list_presets() else str(folder.resolve()), _checksum(folder)
     except DawnError as error:
         raise type(error)(f"{table}, row {number}, column preset: {error}" if name else str(error)) from error
 

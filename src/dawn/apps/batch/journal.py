@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dawn.config import Strict
 from dawn.errors import OutputError
-from dawn.media.files import output_error, quoted
+from dawn.media.files import output_error, quote
 
 try:
     import fcntl
@@ -88,7 +88,7 @@ class Journal:
         line = result.model_dump_json(exclude={"kept"}).encode() + b"\n"
         try:
             if os.write(self._file, line) != len(line):
-                raise OutputError(f"cannot write {quoted(self.path)}: no space is left on the device; free some space")
+                raise OutputError(f"cannot write {quote(self.path)}: no space is left on the device; free some space")
             os.fsync(self._file)
         except OSError as error:
             raise output_error(self.path, error) from error

@@ -139,9 +139,9 @@ def _generate(args: argparse.Namespace) -> int:
         )
     if args.strict:
         from dawn.checks.findings import refuse_warnings
-        from dawn.checks.inputs import check
+        from dawn.checks.inputs import check_inputs
 
-        refuse_warnings(check(args.portrait, args.speech, args.preset, args.face, args.allow_silence))
+        refuse_warnings(check_inputs(args.portrait, args.speech, args.preset, args.face, args.allow_silence))
 
     def make(model: Any, progress: Any) -> Any:
         motion = load_motion(args.motion_in) if args.motion_in else None
@@ -160,9 +160,9 @@ def _generate(args: argparse.Namespace) -> int:
         )
         if args.retry == 1:
             return once()
-        from dawn.checks.retry import best_seed
+        from dawn.checks.retry import pick_seed
 
-        video, args.seeds = best_seed(model, once, options.get("seed", 0), args.retry, progress)
+        video, args.seeds = pick_seed(model, once, options.get("seed", 0), args.retry, progress)
         return video
 
     return _render(args, make, args.portrait, args.speech)
@@ -198,10 +198,10 @@ def _render(args: argparse.Namespace, make: Callable[[Any, Any], Any], *inputs: 
     if not args.quiet:
         _report(args.output, video, loaded - start, time.perf_counter() - loaded)
     if args.report or args.seeds:
-        from dawn.checks.retry import account
+        from dawn.checks.retry import report_result
 
         with bar(args) as progress:
-            lines = account(video, args.output, args.report, args.seeds, progress)
+            lines = report_result(video, args.output, args.report, args.seeds, progress)
         for line in () if args.quiet else lines:
             print(line)
     return 0
@@ -240,19 +240,21 @@ def _batch(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from dawn.checks.findings import LEVELS, as_json, as_words, verdict
-    from dawn.checks.inputs import check
+    from dawn.checks.findings import LEVELS, as_json, format_findings, verdict
+    from dawn.checks.inputs import check_inputs
     from dawn.media.files import write_json
 
     piped = str(args.json) == "-"
     if args.json and not piped:
         check_output(args.json, JSON, args.portrait, *([args.speech] if args.speech else []))
-    sections = check(args.portrait, args.speech, args.preset, args.face, args.allow_silence)
+    sections = check_inputs(args.portrait, args.speech, args.preset, args.face, args.allow_silence)
     refused = LEVELS[1:] if args.strict else LEVELS[2:]
     report = as_json(sections)
     if args.json and not piped:
         write_json(args.json, report)
-    for line in [json.dumps(report, indent=1)] if piped else as_words(sections, refused[0] if args.quiet else "ok"):
+    for line in (
+        [json.dumps(report, indent=1)] if piped else format_findings(sections, refused[0] if args.quiet else "ok")
+    ):
         print(line)
     return 2 if verdict(sections) in refused else 0
 

@@ -21,7 +21,7 @@ def prepare(args: argparse.Namespace) -> int:
     videos, people = clips.find_videos(args.videos), clips.read_people(args.people)
     reports = []
     with bar(args) as progress:
-        for report in clips.prepare(videos, args.videos, args.out, args.size, people, args.workers):
+        for report in clips.prepare_clips(videos, args.videos, args.out, args.size, people, args.workers):
             reports.append(report)
             progress("prepare", len(reports), len(videos))
     dropped = [report for report in reports if report.status == "dropped"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dawn.checks.traces import envelope, trace_motion
-from dawn.measures.motion import runs
+from dawn.measures.motion import find_runs
 from dawn.structs import FPS, Motion, Speech
 
 WAVE_COLUMNS = 800
@@ -40,7 +40,7 @@ def view(
 ) -> Values:
     """All that the browser draws. changed: (T,) frames that wait to be drawn again. drawn: ``curves`` of the video as it is,
     if the motion is another by now."""
-    spans = [[int(start), int(stop)] for start, stop in runs(np.asarray(changed, bool))]
+    spans = [[int(start), int(stop)] for start, stop in find_runs(np.asarray(changed, bool))]
     return {
         "fps": FPS,
         "frames": len(motion),

@@ -19,15 +19,13 @@ from dawn.errors import InputError
 from dawn.face.geometry import eye_aspect_ratio, remove_pose
 from dawn.preprocess.clips import MIN_FRAMES
 from dawn.preprocess.crop import to_crop_units
+from dawn.preprocess.portrait import TRACK_SIZE_PX
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress
 from dawn.rendering.composite import FullFrame
 from dawn.rendering.draw import draw_frames, draw_landmarks
 from dawn.rendering.placement import Placement
 from dawn.structs import Box, Face, FloatArray, ImageArray, Motion
-
-TRACK_SIZE_PX = 256
-"""Generated frames are tracked at the size at which portraits and training clips were."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def track(tracker: FaceTracker, frames: ImageArray, otherwise: FloatArray) -> Tr
     landmarks: list[FloatArray] = []
     found: list[bool] = []
     for frame in scaled(frames, TRACK_SIZE_PX):
-        faces = tracker.faces(frame)
+        faces = tracker.detect(frame)
         found.append(bool(faces))
         landmarks.append(to_crop_units(faces[0].landmarks, box) if faces else landmarks[-1] if landmarks else otherwise)
     return Tracked(np.stack(landmarks), np.array(found))

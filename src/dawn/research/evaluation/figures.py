@@ -150,7 +150,7 @@ def _identity(shown: Shown, truth: Truth) -> Record:
 
 def _lips(shown: Shown, truth: Truth) -> Record:
     true = truth.clip.landmarks
-    aperture, real = lips.lip_aperture(shown.landmarks), lips.lip_aperture(true)
+    aperture, real = lips.lip_distance(shown.landmarks), lips.lip_distance(true)
     width, real_width = lips.lip_width(shown.landmarks), lips.lip_width(true)
     closures = lips.closure_sums(aperture, real, truth.threshold)
     return {
@@ -183,7 +183,7 @@ def _sync_score(index: int) -> Finish:
     def finish(total: Float64Array) -> float:
         from dawn.measures import sync
 
-        return float(sync.score_of(sync.LagDistances(*np.split(total, 2)))[index])
+        return float(sync.score_distances(sync.LagDistances(*np.split(total, 2)))[index])
 
     return finish
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dawn.errors import InputError
-from dawn.measures.sync import Embedded, embed, pooled, score_of
+from dawn.measures.sync import ClipVectors, embed, pool_distances, score_distances
 from dawn.models.judges.sync import SOUND_MARGIN_FRAMES, LagDistances, SyncJudge, lag_distances
 from dawn.research.evaluation.bench import row
 from dawn.research.evaluation.spoken import exchanged
@@ -59,7 +59,7 @@ def validate_judge(judge: SyncJudge, clips: Sequence[SyncClip]) -> dict[str, dic
 
 def _set_rows(name: str, clips: Sequence[LagDistances]) -> dict[str, dict[str, Any]]:
     """Figures of a set: pooled, with the mean of the clips' own beside them."""
-    whole, each = score_of(pooled(clips)), [score_of(clip) for clip in clips]
+    whole, each = score_distances(pool_distances(clips)), [score_distances(clip) for clip in clips]
     near = np.mean([abs(score.offset_frames) <= NEAR_FRAMES for score in each])
     return {
         f"{name}: confidence, pooled": row(whole.confidence),
@@ -71,19 +71,19 @@ def _set_rows(name: str, clips: Sequence[LagDistances]) -> dict[str, dict[str, A
     }
 
 
-def shifted(clip: Embedded, shift_frames: int) -> Embedded:
+def shifted(clip: ClipVectors, shift_frames: int) -> ClipVectors:
     """The vectors of the clip with its sound moved later by so many frames (earlier, if negative), cut to what is left."""
     late, early = max(shift_frames, 0), max(-shift_frames, 0)
-    return Embedded(clip.seen[late : len(clip.seen) - early], clip.heard[early : len(clip.heard) - late])
+    return ClipVectors(clip.seen[late : len(clip.seen) - early], clip.heard[early : len(clip.heard) - late])
 
 
-def _mean_at(clip: Embedded, lag: int, first: int, last: int) -> float:
+def _mean_at(clip: ClipVectors, lag: int, first: int, last: int) -> float:
     """Mean distance of the picture windows [first, last) to the sound ``lag`` frames later."""
     where = slice(first + lag - SOUND_MARGIN_FRAMES, last + lag - SOUND_MARGIN_FRAMES)
     return float((clip.seen[first:last] - clip.heard[where]).norm(dim=1).mean())
 
 
-def prefers_sync(clip: Embedded, shift_frames: int) -> bool:
+def prefers_sync(clip: ClipVectors, shift_frames: int) -> bool:
     """Is the sound where it belongs nearer to the same pictures than the sound moved by ``shift_frames``?"""
     first = SOUND_MARGIN_FRAMES + max(shift_frames, 0)
     last = SOUND_MARGIN_FRAMES + len(clip.heard) + min(shift_frames, 0)
@@ -92,10 +92,10 @@ def prefers_sync(clip: Embedded, shift_frames: int) -> bool:
     return _mean_at(clip, 0, first, last) < _mean_at(clip, -shift_frames, first, last)
 
 
-def _shift_rows(clips: Sequence[Embedded], shift_frames: int, milliseconds: int) -> dict[str, dict[str, Any]]:
+def _shift_rows(clips: Sequence[ClipVectors], shift_frames: int, milliseconds: int) -> dict[str, dict[str, Any]]:
     right = np.mean([prefers_sync(clip, shift_frames) for clip in clips])
     moved = [shifted(clip, shift_frames) for clip in clips]
-    found = score_of(pooled([lag_distances(*clip) for clip in moved]))
+    found = score_distances(pool_distances([lag_distances(*clip) for clip in moved]))
     return {
         f"sound {milliseconds:+d} ms: right": row(right, unit="of clips"),
         f"sound {milliseconds:+d} ms: offset, pooled": row(
@@ -114,19 +114,19 @@ def _same_person(people: Sequence[str]) -> list[int]:
 
 
 def _mismatch_rows(
-    name: str, clips: Sequence[Embedded], own: Sequence[LagDistances], pairs: Sequence[tuple[int, int]]
+    name: str, clips: Sequence[ClipVectors], own: Sequence[LagDistances], pairs: Sequence[tuple[int, int]]
 ) -> dict[str, dict[str, Any]]:
     """Every clip with another clip's sound, cut to the shorter of both."""
     wrong, at_zero = [], []
     for index, other in pairs:
         length = min(len(clips[index].heard), len(clips[other].heard))
         seen = clips[index].seen[: length + 2 * SOUND_MARGIN_FRAMES]
-        mixed = Embedded(seen, clips[other].heard[:length])
-        true = Embedded(seen, clips[index].heard[:length])
+        mixed = ClipVectors(seen, clips[other].heard[:length])
+        true = ClipVectors(seen, clips[index].heard[:length])
         wrong.append(lag_distances(*mixed))
         ends = (SOUND_MARGIN_FRAMES, SOUND_MARGIN_FRAMES + length)
         at_zero.append(_mean_at(true, 0, *ends) < _mean_at(mixed, 0, *ends))
-    mine, theirs = [score_of(own[index]) for index, _ in pairs], [score_of(clip) for clip in wrong]
+    mine, theirs = [score_distances(own[index]) for index, _ in pairs], [score_distances(clip) for clip in wrong]
     nearer = np.mean([a.distance < b.distance for a, b in zip(mine, theirs, strict=True)])
     surer = np.mean([a.confidence > b.confidence for a, b in zip(mine, theirs, strict=True)])
     return _set_rows(name, wrong) | {

@@ -48,7 +48,7 @@ def own_figures(shown: Shown, source: np.ndarray, where: np.ndarray, tools: Tool
     points = picture.to_pixels(shown.landmarks, shown.frames.shape[1])
     shape, pose = remove_pose(torch.from_numpy(shown.landmarks), tools.mean_face)
     features = identity.embed(tools.sface, shown.frames[::IDENTITY_STRIDE], shown.landmarks[::IDENTITY_STRIDE])
-    aperture = lips.lip_aperture(shown.landmarks)
+    aperture = lips.lip_distance(shown.landmarks)
     return {
         "sharpness, face": picture.gradient_energy(shown.frames, [picture.face_box(p) for p in points]),
         "sharpness, mouth box": picture.gradient_energy(shown.frames, [picture.mouth_box(p) for p in points]),

@@ -246,7 +246,7 @@ def closed_thresholds(clips: Sequence[EvalClip]) -> dict[str, float]:
     """{person: ``lips.closed_threshold``}."""
     apertures: dict[str, list[np.ndarray]] = {}
     for clip in clips:
-        apertures.setdefault(clip.person, []).append(lips.lip_aperture(clip.landmarks))
+        apertures.setdefault(clip.person, []).append(lips.lip_distance(clip.landmarks))
     return {person: lips.closed_threshold(signals) for person, signals in apertures.items()}
 
 
@@ -298,7 +298,7 @@ def _speech_columns(bench: Bench, truths: Sequence[Truth], true_pose: str) -> Co
         spoken = speak(bench, clip, clip.samples, len(clip), seed=position)
         seconds = {**spoken.seconds, "all three": sum(spoken.seconds.values())}
         cost = {stage: np.array([value, len(clip)]) for stage, value in seconds.items()}
-        signal = {"aperture signal": lips.lip_aperture(spoken.shown.landmarks)}
+        signal = {"aperture signal": lips.lip_distance(spoken.shown.landmarks)}
         columns[bench.name].append(measured(spoken.shown, truth, OWN_POSE_PARTS) | cost | signal)
         if isinstance(bench.engine, LiteEngine):
             shown = bench.show(clip, move_in_true_pose(bench.engine, clip, seed=position).made)

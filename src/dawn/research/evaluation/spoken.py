@@ -15,9 +15,9 @@ from dawn.face.geometry import (
     POSE_SMOOTHING_FRAMES,
     SHAPE_SMOOTHING_FRAMES,
     eye_aspect_ratio,
-    pose_change,
     remove_pose,
     smooth,
+    subtract_pose,
 )
 from dawn.measures import lips, motion
 from dawn.measures.intervals import Interval
@@ -87,7 +87,7 @@ def move_in_true_pose(engine: LiteEngine, clip: EvalClip, seed: int) -> InTruePo
     shape, pose = remove_pose(torch.from_numpy(clip.landmarks), space.mean_face.cpu())
     shape, pose = smooth(shape, SHAPE_SMOOTHING_FRAMES), smooth(pose, POSE_SMOOTHING_FRAMES)
     own_shape = torch.from_numpy(face.shape)
-    turn = pose_change(pose, torch.from_numpy(face.pose))
+    turn = subtract_pose(pose, torch.from_numpy(face.pose))
     blink = eye_aspect_ratio(shape) - eye_aspect_ratio(own_shape)
     sound = torch.from_numpy(clip.samples).to(engine.device)
     head = torch.cat((turn.to(engine.device) / space.pose_scale, blink.to(engine.device) / EAR_UNIT), -1)
@@ -108,12 +108,12 @@ def silence_figures(bench: Bench, speech: Sequence[np.ndarray]) -> dict[str, flo
     apertures = []
     for index, clip in enumerate(portraits):
         shown = speak(bench, clip, quiet, SILENCE_S * FPS, seed=index).shown
-        apertures.append(lips.lip_aperture(shown.landmarks))
+        apertures.append(lips.lip_distance(shown.landmarks))
         bench.progress(f"{bench.name}: silence", index + 1, len(portraits))
     return {
         "movement": pooled_std(apertures) / pooled_std(speech),
         "aperture": float(np.mean(np.concatenate(apertures))),
-        "portrait": float(np.mean([lips.lip_aperture(clip.landmarks[:1])[0] for clip in portraits])),
+        "portrait": float(np.mean([lips.lip_distance(clip.landmarks[:1])[0] for clip in portraits])),
     }
 
 

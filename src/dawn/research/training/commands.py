@@ -17,7 +17,7 @@ from torch import nn
 from dawn.checkpoint import assemble, file_sha256, load_mean_face, load_part, read_config, save_part
 from dawn.config import A2VConfig, LFGConfig, LitePresetConfig, MotionSpaceConfig, PBNetConfig, SyncJudgeConfig, parse
 from dawn.errors import CheckpointError, ConfigError, OutputError
-from dawn.face.geometry import pose_change
+from dawn.face.geometry import subtract_pose
 from dawn.models.lite.bundle import Bundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.research.training.data import ClipStore
@@ -124,7 +124,7 @@ def fit_motion_space(clips: ClipStore, out: Path) -> MotionSpace:
     for clip in clips.clips:
         s = sequence_of(clip, mean_face)
         shapes.append(s.shape)
-        changes.append(pose_change(s.pose, s.pose[:1]))
+        changes.append(subtract_pose(s.pose, s.pose[:1]))
     held = motion.fit(mean_face, shapes, torch.cat(changes))
     log.info("motion space holds %s of the variance", {key: round(value, 4) for key, value in held.items()})
     save_part(out, "motion", motion, motion.config)

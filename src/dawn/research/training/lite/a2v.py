@@ -14,7 +14,7 @@ from dawn.config import A2VConfig
 from dawn.diffusion.rectified import data_estimate, draw_times, rectified_path
 from dawn.engines.lite import FlowSampling, sample_expression
 from dawn.face import mesh as lm
-from dawn.face.geometry import lip_aperture, pose_change
+from dawn.face.geometry import lip_aperture, smoothstep, subtract_pose
 from dawn.models.lite.a2v import A2VTransformer
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.lite.pbnet import EAR_UNIT
@@ -60,7 +60,7 @@ class A2VBatch:
 
 def head_condition(motion: MotionSpace, pose: Tensor, ear: Tensor, source_pose: Tensor, source_ear: Tensor) -> Tensor:
     """Pose and blink of frames (T, 6), (T, 2) against the source's, in network units (T, 8)."""
-    return torch.cat((pose_change(pose, source_pose) / motion.pose_scale, (ear - source_ear) / EAR_UNIT), -1)
+    return torch.cat((subtract_pose(pose, source_pose) / motion.pose_scale, (ear - source_ear) / EAR_UNIT), -1)
 
 
 def lip_rows(motion: MotionSpace) -> Tensor:
@@ -148,8 +148,7 @@ class A2VRecipe(Recipe):
         rest = self.motion.lower_at_rest(source, self.closed[s.clip.path.stem])
         # Lips close over a quarter of a second after the sound and open a little before it.
         distance = (time - moment + 1) / 6 if kind == 1 else (moment + 2 - time) / 4
-        share = torch.ones(window) if kind == 0 else distance.clamp(0, 1)
-        share = (share * share * (3 - 2 * share))[:, None]
+        share = (torch.ones(window) if kind == 0 else smoothstep(distance))[:, None]
         mixed = expression.clone()
         mixed[:, self.motion.lower] = torch.lerp(expression[:, self.motion.lower], rest.expand(window, -1), share)
         return mixed, audio
