@@ -359,7 +359,7 @@ def test_ray_misfortunes(batch: Batch, out: Path, fake_ray: SimpleNamespace, mon
     monkeypatch.setitem(sys.modules, "ray", None)
     (out / "jobs.jsonl").unlink()
     code, _, errors = batch(lines, "--ray", "local")
-    assert code == 2 and 'pip install "dawn[ray]"' in errors
+    assert code == 2 and "pip install -e '.[ray]'" in errors
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from dawn.apps.studio import words
 from dawn.apps.studio.drawing import jpeg_url
 from dawn.apps.studio.job import CANCELLED, Job, Progress
 from dawn.apps.studio.loading import Loader
-from dawn.apps.studio.run import Guard, free_port, studio
+from dawn.apps.studio.run import HEADERS, Guard, free_port, refusal, studio
 from dawn.apps.studio.session import Session
 from dawn.apps.studio.sessions import PREFIX, Sessions
 from dawn.apps.studio.settings import AUTH_VARIABLE, StudioSettings, accounts
@@ -44,7 +44,7 @@ def test_an_open_address_needs_users(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for host in ("127.0.0.1", "localhost", "::1"):
         assert accounts(StudioSettings(host=host)) == []
     for host in ("0.0.0.0", "192.168.1.2", "studio.example", "::"):
-        with pytest.raises(ConfigError, match="--auth"):
+        with pytest.raises(ConfigError, match="`auth=user:password`"):
             accounts(StudioSettings(host=host))
     assert accounts(StudioSettings(host="0.0.0.0", auth="ann:a:b")) == [("ann", "a:b")]
     monkeypatch.setenv(AUTH_VARIABLE, "bob:secret")
@@ -121,13 +121,14 @@ def test_answers_forbid_other_addresses() -> None:
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(page)({"type": "http", "path": "/"}, None, send))
+    asyncio.run(Guard(page, refusal, HEADERS)({"type": "http", "path": "/"}, None, send))
     headers = dict(sent[0]["headers"])  # type: ignore[call-overload]
     assert sent[0]["status"] == 200 and headers[b"a"] == b"b"
     assert b"default-src 'self'" in headers[b"content-security-policy"]
     assert b"http" not in headers[b"content-security-policy"]
     sent.clear()
-    asyncio.run(Guard(page)({"type": "http", "path": "/gradio_api/file=https://example.org/x"}, None, send))
+    foreign = {"type": "http", "path": "/gradio_api/file=https://example.org/x"}
+    asyncio.run(Guard(page, refusal, HEADERS)(foreign, None, send))
     assert sent[0]["status"] == 403
 
 
@@ -294,7 +295,7 @@ def session(tmp_path: Path, loader: Loader, tiny_preset: Path) -> Iterator[Sessi
 def made(session: Session, portrait: Path, speech: Path, **options: object) -> Session:
     session.take_portrait(portrait)
     session.take_speech(speech)
-    job = session.generate(128, "crop", **options)
+    job = session.generate(size=128, **options)
     assert job.wait(WAIT_S) and job.error is None, job.error
     return session
 
@@ -344,7 +345,7 @@ def test_unusable_files_give_the_line_of_the_command_line(
     session: Session, portrait_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="no portrait"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     Image.new("RGB", (300, 300), "gray").save(tmp_path / "grey.png")
     found = session.take_portrait(tmp_path / "grey.png")
     assert found.shown is not None and [finding.level for finding in found.findings] == ["error"]
@@ -353,14 +354,14 @@ def test_unusable_files_give_the_line_of_the_command_line(
     assert found.shown is None and "no picture" in found.findings[0].advice
     assert str(session.folder) not in session.in_short(found.findings[0].advice)
     with pytest.raises(InputError, match="no speech"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     heard = session.take_speech(write_wav(tmp_path / "silent.wav", np.zeros(16000), 16000))
     assert heard.speech is None and "silent throughout" in heard.findings[0].advice
     with pytest.raises(InputError, match="no picture"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     session.take_portrait(portrait_path)
     with pytest.raises(InputError, match="silent throughout"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     samples, rate_hz = example_sound()
     long = session.take_speech(write_wav(tmp_path / "long.wav", np.tile(samples, 3), rate_hz))
     assert long.speech is None and "20 s" in long.findings[0].advice
@@ -435,9 +436,9 @@ def test_cancel_keeps_the_last_video(
         draw(take, job)  # type: ignore[arg-type]
 
     monkeypatch.setattr(session, "_draw", slow)
-    job = session.generate(128, "crop", seed=5)
+    job = session.generate(size=128, seed=5)
     assert begun.wait(WAIT_S) and session.busy
-    for refused in (lambda: session.generate(128, "crop"), lambda: session.add_blink(0.4), session.redraw):
+    for refused in (lambda: session.generate(size=128), lambda: session.add_blink(0.4), session.redraw):
         with pytest.raises(InputError, match="wait for it"):
             refused()
     job.cancel()
@@ -448,7 +449,7 @@ def test_cancel_keeps_the_last_video(
     assert {path.name for path in session.folder.glob("result-*")} == folders
     assert len(list(session.folder.rglob(".dawn-take-*"))) == 1
     monkeypatch.setattr(session, "_draw", draw)
-    job = session.generate(None, "full", seed=5)
+    job = session.generate(frame="full", seed=5)
     assert job.wait(WAIT_S) and job.error is None and session.result.width == 512 and not session.cancelled
 
 
@@ -456,7 +457,7 @@ def test_one_video_at_a_time(session: Session, loader: Loader, portrait_path: Pa
     session.take_portrait(portrait_path)
     session.take_speech(speech_path)
     with loader.turn:
-        job = session.generate(128, "crop")
+        job = session.generate(size=128)
         assert not job.wait(0.5) and job.progress.stage == "wait"
         session.cancel()
         assert job.error == CANCELLED
