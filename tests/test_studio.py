@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from conftest import example_sound, three_faces, write_wav
 from dawn import media
+from dawn.apps import surfaces
 from dawn.apps.studio import words
 from dawn.apps.studio.drawing import jpeg_url
 from dawn.apps.studio.job import CANCELLED, Job, Progress
@@ -31,6 +33,7 @@ from dawn.checks.findings import Finding
 from dawn.config import parse
 from dawn.errors import ConfigError, InputError
 from dawn.media.motion_json import load_motion
+from dawn.options import FULL_SIZE_PX, option
 from dawn.pipeline import Dawn
 
 WAIT_S = 120
@@ -106,7 +109,7 @@ def test_all_assets_are_packaged() -> None:
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dawn"]
     package = root / "src" / "dawn"
     packaged = {path for pattern in patterns for path in package.glob(pattern)}
-    assets = list((package / "studio" / "assets").iterdir())
+    assets = list((package / "apps" / "studio" / "assets").iterdir())
     assert len(assets) >= 8
     assert set(assets) <= packaged
     assert sum(path.stat().st_size for path in assets) < 400_000
@@ -468,3 +471,54 @@ def test_a_model_that_cannot_be_loaded_is_one_line() -> None:
     loader.start()
     with pytest.raises(ConfigError, match="no-such-preset"):
         loader.get()
+
+
+# ------------------------------------------------------------------------------------------------------------ controls
+
+
+@pytest.fixture(scope="module")
+def controls() -> dict[str, Any]:
+    """The page's controls by the name of their option."""
+    pytest.importorskip("gradio")
+    from dawn.apps.studio.layout import CONTROLS, build
+
+    _, parts = build(StudioSettings())
+    return {name: getattr(parts, name) for name in CONTROLS}
+
+
+def test_controls_are_made_of_the_declarations(controls: dict[str, Any]) -> None:
+    assert set(controls) | {"face"} == surfaces.PAGE.has
+    for name, control in controls.items():
+        told = option(name)
+        assert control.label == told.control.label
+        if name != "size":
+            assert str(control.info).lower().startswith(told.words.lower()) and control.value == told.default
+            assert told.default is not None or told.limits in str(control.info)
+        if hasattr(control, "step") and told.default is not None and told.high is not None:
+            assert (control.minimum, control.maximum) == (told.low, told.high)
+
+
+def test_a_preset_keeps_its_own_guidance(
+    controls: dict[str, Any], tiny_model: Dawn, portrait_path: Path, speech: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page asks for when nobody touched it, of a preset whose guidance is another than the usual one."""
+    from dawn.apps.studio.layout import asked, sizes
+
+    untouched = [control.value for control in controls.values()]
+    assert asked(*untouched) == {}
+    own = tiny_model.config.sampler.model_copy(update={"guidance": 3.0, "steps": 2})
+    monkeypatch.setattr(tiny_model.bundle, "config", tiny_model.config.model_copy(update={"sampler": own}))
+    sound, face = speech(16), tiny_model.prepare(portrait_path)
+    plain = tiny_model(face, sound, **asked(*untouched)).motion.expression
+    assert (plain == tiny_model(face, sound, guidance=3.0, steps=2).motion.expression).all()
+    values = dict(zip(controls, untouched, strict=True)) | {"guidance": 1.75, "size": 128, "seed": None, "blink": 0}
+    turned = asked(*values.values())
+    assert turned == {"guidance": 1.75, "size": 128, "blink": 0}
+    assert (plain != tiny_model(face, sound, guidance=1.75).motion.expression).any()
+    assert asked(*(values | {"frame": "full", "size": sizes("full")["value"]}).values())["size"] == FULL_SIZE_PX
+
+
+def test_the_page_calls_options_as_its_controls_do() -> None:
+    shown = words.line("2 faces were found: choose one with `face=N`; or see `allow_silence=True`", "error")
+    assert "choose one with “Which face”</span>" in shown and "allow" not in shown
+    assert "“Head motion”" in words.failed("the head moves far: see `pose_scale`")
