@@ -252,4 +252,4 @@ def test_the_examples_of_the_documentation(
         exec(block.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}"), names)
     assert len(film(tmp_path / "out.mp4", tmp_path)[0]) == len(film(tmp_path / "streamed.mp4", tmp_path)[0]) == 25
     fields = {f"--{name.replace('_', '-')}" for name in ServeSettings.model_fields}
-    assert fields == set(re.findall(r"--[a-z-]+", text[text.index("\n| `--host`") : text.index("## A film")]))
+    assert fields == set(re.findall(r"--[a-z-]+", text[text.index("\n| `--host") : text.index("## A film")]))

@@ -25,10 +25,10 @@ from dawn.apps.studio import words
 from dawn.apps.studio.drawing import jpeg_url
 from dawn.apps.studio.job import CANCELLED, Job, Progress
 from dawn.apps.studio.loading import Loader
-from dawn.apps.studio.run import HEADERS, Guard, free_port, refusal, studio
 from dawn.apps.studio.session import Session
 from dawn.apps.studio.sessions import PREFIX, Sessions
 from dawn.apps.studio.settings import AUTH_VARIABLE, StudioSettings, accounts
+from dawn.apps.studio.studio import HEADERS, Guard, free_port, refusal, studio
 from dawn.checks.findings import Finding
 from dawn.config import parse
 from dawn.errors import ConfigError, InputError
@@ -93,14 +93,14 @@ def test_a_port_in_use_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_page_opens_before_torch_is_loaded() -> None:
-    code = "import sys, dawn.apps.studio.run, dawn.apps.studio.page"
+    code = "import sys, dawn.apps.studio.studio, dawn.apps.studio.page"
     code += "; assert 'torch' not in sys.modules, 'torch delays the page'"
     pytest.importorskip("gradio")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_a_plain_install_needs_no_gradio() -> None:
-    code = "import sys; sys.modules['gradio'] = None; import dawn.apps.studio.run, dawn.apps.studio.session"
+    code = "import sys; sys.modules['gradio'] = None; import dawn.apps.studio.studio, dawn.apps.studio.session"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from dawn.apps.cli.arguments import add_generate
+from dawn.apps.server_settings import ServerSettings
+from dawn.apps.serving.settings import ServeSettings
 from dawn.apps.serving.uploads import form_schema
+from dawn.apps.studio.settings import StudioSettings
 from dawn.options import Option, VideoOptions, options_of
 
 ROOT = Path(__file__).resolve().parent.parent
-BETWEEN = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
+BETWEEN = re.compile(r"(<!-- (options|settings) -->\n).*?(?=<!-- /\2 -->)", re.DOTALL)
 OPTIONS = {option.name: option for option in options_of(VideoOptions)}
 Rows = list[tuple[str, ...]]
 
@@ -66,22 +70,31 @@ def fields() -> Rows:
     return rows
 
 
-PAGES: dict[str, Callable[[], Rows]] = {
-    "README.md": flags,
-    "docs/cli.md": flags,
-    "docs/api.md": arguments,
-    "docs/http.md": fields,
+def settings(kind: type[ServerSettings]) -> Rows:
+    """Of a server."""
+    rows: Rows = [("option", "default", "range", "")]
+    for told in options_of(kind):
+        value = "" if told.truth else f" {told.control.value or told.name[:1].upper()}"
+        rows.append((f"`{told.flag}{value}`", told.default_words, told.limits, told.words))
+    return rows
+
+
+PAGES: dict[str, dict[str, Callable[[], Rows]]] = {
+    "README.md": {"options": flags},
+    "docs/cli.md": {"options": flags},
+    "docs/api.md": {"options": arguments},
+    "docs/http.md": {"options": fields, "settings": partial(settings, ServeSettings)},
+    "docs/studio.md": {"settings": partial(settings, StudioSettings)},
 }
-"""Pages that may have a table; the flags stand where the commands are described."""
+"""Pages that may have tables, by the word in their markers; the flags stand where the commands are described."""
 
 
 def renewed() -> Iterator[tuple[Path, str]]:
     """The pages that have markers, and their text with new tables."""
-    for name, rows in PAGES.items():
+    for name, tables in PAGES.items():
         path = ROOT / name
         if path.is_file() and BETWEEN.search(text := path.read_text(encoding="utf-8")):
-            table = _table(rows())
-            yield path, BETWEEN.sub(lambda _, table=table: table, text)
+            yield path, BETWEEN.sub(lambda found, tables=tables: found[1] + _table(tables[found[2]]()), text)
 
 
 def _table(rows: Rows) -> str:

@@ -17,6 +17,8 @@ from pydantic.fields import FieldInfo
 
 PORTRAIT = "picture with one face"
 SPEECH = "sound file, or video with sound"
+PRESET = "shipped preset or a preset's folder"
+DEVICE = "auto, cpu, cuda, cuda:1 ..."
 SQUARE_SIZES_PX = (128, 256, 512)
 FULL_SIZES_PX = (256, 2560)
 """Least and greatest limit of a whole photograph's longest side."""

@@ -11,7 +11,7 @@ from dawn import DEFAULT_PRESET
 from dawn.config import Strict
 from dawn.media.audio import MAX_SPEECH_S, MIN_SPEECH_S
 from dawn.media.image import MAX_IMAGE_PIXELS, MIN_SIDE_PX
-from dawn.options import Control
+from dawn.options import DEVICE, PRESET, Control
 
 Port = Annotated[int, Field(ge=0, le=65535, description="port to listen on, 0 for a free one")]
 Seconds = Annotated[
@@ -29,8 +29,8 @@ class ServerSettings(Strict):
         "127.0.0.1", description="address to listen on; any other than this machine's own asks for a secret"
     )
     port: Port
-    preset: str = Field(DEFAULT_PRESET, description="shipped preset or a preset's folder")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
+    preset: str = Field(DEFAULT_PRESET, description=PRESET)
+    device: str = Field("auto", description=DEVICE)
     max_upload_mb: Annotated[float, Control(value="MB")] = Field(
         64, gt=0, le=4096, description="greatest upload, in 10^6 bytes"
     )

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from dawn import DEFAULT_PRESET
 from dawn.errors import OutputError, missing_extra
-from dawn.options import PORTRAIT, SPEECH, GenerateOptions, Option, VideoOptions, options_of
+from dawn.options import DEVICE, PORTRAIT, PRESET, SPEECH, GenerateOptions, Option, VideoOptions, options_of
 
 DEFAULT_CLIP_SIZE_PX = 192
 
@@ -74,8 +74,8 @@ def given(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
 def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
     add_video_options(parser, "size", "frame", "face")
-    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help=f"{PRESET} (%(default)s)")
+    parser.add_argument("--device", default="auto", help=f"{DEVICE} (%(default)s)")
     parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
     parser.add_argument(
         "--report", type=Path, metavar="R.json", help="then examine the video, and write what was found"
@@ -117,7 +117,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for videos and jobs.jsonl"
     )
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="of rows that name none (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    parser.add_argument("--device", default="auto", help=f"{DEVICE} (%(default)s)")
     parser.add_argument("--retry-failed", action="store_true", help="also rows that failed before and have not changed")
     parser.add_argument(
         "--ray",
@@ -211,7 +211,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clips", type=Path, nargs="?", help="prepared clips of people who were not trained on")
     parser.add_argument("--clips", type=Path, dest="clips_too", metavar="DIR", help="the same")
-    parser.add_argument("--preset", help=f"shipped preset or a preset's folder ({DEFAULT_PRESET})")
+    parser.add_argument("--preset", help=f"{PRESET} ({DEFAULT_PRESET})")
     parser.add_argument(
         "--also", nargs="+", action="extend", default=[], metavar="PRESET", help="further presets beside it"
     )

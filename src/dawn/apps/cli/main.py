@@ -237,8 +237,8 @@ def _report(path: Path, video: Any, loading_s: float, working_s: float) -> None:
 
 
 def _batch(args: argparse.Namespace) -> int:
+    from dawn.apps.batch.batch import run_batch
     from dawn.apps.batch.journal import as_json, as_table
-    from dawn.apps.batch.run import run_batch
 
     with bar(args) as progress:
         results = run_batch(args.jobs, args.output, args.preset, args.device, args.retry_failed, args.ray, progress)
@@ -283,14 +283,14 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _studio(args: argparse.Namespace) -> int:
-    from dawn.apps.studio.run import studio
     from dawn.apps.studio.settings import StudioSettings
+    from dawn.apps.studio.studio import studio
 
     return studio(_settings(StudioSettings, args), partial(print, flush=True))
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from dawn.apps.serving.run import serve
+    from dawn.apps.serving.server import serve
     from dawn.apps.serving.settings import ServeSettings
 
     return serve(_settings(ServeSettings, args), partial(print, flush=True))

@@ -24,9 +24,9 @@ from dawn import __version__
 from dawn.apps.guard import Guard
 from dawn.apps.serving import answers, uploads
 from dawn.apps.serving.answers import ErrorAnswer, Refusal
+from dawn.apps.serving.description import docs_page
 from dawn.apps.serving.follow import FollowResponse, finished
 from dawn.apps.serving.guard import refusal
-from dawn.apps.serving.page import docs_page
 from dawn.apps.serving.records import ENDED, ID_PATTERN, Job
 from dawn.apps.serving.service import MOTION, Service
 from dawn.apps.serving.settings import ServeSettings, read_token

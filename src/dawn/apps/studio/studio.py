@@ -16,8 +16,6 @@ from dawn.apps.studio.sessions import Sessions
 from dawn.apps.studio.settings import StudioSettings, accounts
 from dawn.errors import ConfigError, missing_extra
 
-__all__ = ["StudioSettings", "studio"]
-
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
