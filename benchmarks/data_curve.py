@@ -77,7 +77,7 @@ def learn(store: MotionStore, people: set[str], steps: int, seed: int) -> Openin
 
 
 @torch.no_grad()
-def judged(network: OpeningNet, store: MotionStore) -> float:
+def judge_value(network: OpeningNet, store: MotionStore) -> float:
     made = [network(store.audio(i)[None])[0] for i in range(len(store))]
     sums = [
         correlation_sums(m[: len(s)].numpy(), s.aperture[: len(m)].numpy())
@@ -110,7 +110,7 @@ def main() -> None:
             lengths = [len(s) for s in store.sequences if s.clip.person in people]
             clips.append(len(lengths))
             minutes.append(sum(lengths) / FPS / 60)
-            found.append(judged(learn(store, people, args.steps, draw), judge))
+            found.append(judge_value(learn(store, people, args.steps, draw), judge))
         each = ", ".join(f"{r:.3f}" for r in found)
         print(
             f"{count:6d} {sum(clips) / len(clips):6.0f} {sum(minutes) / len(minutes):8.1f}  "

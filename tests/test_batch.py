@@ -19,8 +19,8 @@ import pytest
 from conftest import example_sound, refused, write_wav
 from dawn.apps.batch import jobs as batch_jobs
 from dawn.apps.batch import work
+from dawn.apps.batch.batch import run_batch
 from dawn.apps.batch.journal import Journal
-from dawn.apps.batch.run import run_batch
 from dawn.errors import ConfigError, InputError, OutputError
 from dawn.pipeline import Dawn
 from media_files import decoded
@@ -359,7 +359,7 @@ def test_ray_misfortunes(batch: Batch, out: Path, fake_ray: SimpleNamespace, mon
     monkeypatch.setitem(sys.modules, "ray", None)
     (out / "jobs.jsonl").unlink()
     code, _, errors = batch(lines, "--ray", "local")
-    assert code == 2 and 'pip install "dawn[ray]"' in errors
+    assert code == 2 and "pip install -e '.[ray]'" in errors
 
 
 @pytest.mark.slow

@@ -264,8 +264,8 @@ def test_bad_preset(run: Callable, out: Path, tmp_path: Path, tiny_preset: Path)
         (["--face", "left"], ["--face", "'left'", "number"]),
         (["--device", "abacus"], ["device 'abacus'", "use auto or cpu"]),
         (["--colour", "red"], ["--colour", "--help"]),
-        (["--motion-in", "gone.json"], ["gone.json", "cannot be read", "--motion-out"]),
-        (["--motion-in", "bad.json"], ["bad.json", "not a JSON file", "--motion-out"]),
+        (["--motion-in", "gone.json"], ["gone.json", "cannot be read", "a motion file written by dawn"]),
+        (["--motion-in", "bad.json"], ["bad.json", "not a JSON file", "a motion file written by dawn"]),
         (["--motion-in", "wrong.json"], ["wrong.json", "pose has the shape (1, 5)", "is needed"]),
     ],
 )
@@ -341,4 +341,4 @@ def test_training_without_accelerate(capfd: Output, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert main(["train", "lfg", "--data", str(tmp_path), "--out", str(tmp_path / "r")]) == 2
     printed = capfd.readouterr()
-    assert printed.err.count("\n") == 1 and 'pip install "dawn[train]"' in printed.err
+    assert printed.err.count("\n") == 1 and "pip install -e '.[train]'" in printed.err

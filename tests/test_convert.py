@@ -154,7 +154,7 @@ def test_both_spellings_and_both_sizes_are_found(official: Path, tmp_path: Path)
     assert find_files(older).pose.parent.parent.name == "pbnet_seperate"
     (older / "DAWN_256.pth").write_bytes(b"")
     (older / "LFG_256_400ep.pth").write_bytes(b"")
-    with pytest.raises(ConfigError, match="--size"):
+    with pytest.raises(ConfigError, match="`size`"):
         find_files(older)
     assert find_files(older, 256).lfg.name == "LFG_256_400ep.pth"
 

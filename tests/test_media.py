@@ -170,7 +170,10 @@ BAD_SOUND = {
     "nan": (bad_floats(np.nan), "not finite"),
     "infinite": (bad_floats(np.inf), "not finite"),
     "unscaled": (bad_floats(20000.0), "far over 1"),
-    "silent": (lambda f: write_sound(f / "q.wav", tone(16000, 1.0, 0.0), 16000), "digital silence.*--allow-silence"),
+    "silent": (
+        lambda f: write_sound(f / "q.wav", tone(16000, 1.0, 0.0), 16000),
+        "digital silence.*`allow_silence=True`",
+    ),
     "near silent": (lambda f: write_sound(f / "q.flac", tone(16000, 1.0, 5e-4), 16000, "flac"), "-66 dBFS"),
     "long": (lambda f: write_sound(f / "l.wav", tone(8000, 3.0), 8000), "longer than 2 s"),
 }

@@ -194,7 +194,7 @@ def test_a_failure_leaves_nothing(out: Path, tmp_path: Path, motion: Motion, mon
 
 def test_matplotlib_is_an_extra(monkeypatch: pytest.MonkeyPatch, run: Callable, out: Path, film: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refused(run("plot", film, "-o", out / "p.png"), out, 'pip install "dawn[plot]"')
+    refused(run("plot", film, "-o", out / "p.png"), out, "pip install -e '.[plot]'")
     with pytest.raises(ConfigError):
         dawn.apps.plot._figure_class()
 

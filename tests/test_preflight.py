@@ -171,7 +171,7 @@ def test_errors_are_those_of_generation(look: Callable, portrait: Image.Image, t
     nobody = look(np.full((200, 200, 3), 90, np.uint8))
     assert list(nobody) == ["faces"] and nobody["faces"].level == "error" and nobody["faces"].value == 0
     three = media.read_image(three_faces(tmp_path, EXAMPLES / "portrait.png"))
-    assert look(three)["faces"].value == 3 and "--face" in look(three)["faces"].advice
+    assert look(three)["faces"].value == 3 and "`face=N`" in look(three)["faces"].advice
     assert list(look(three, choice=2)) == PORTRAIT
 
 
@@ -309,6 +309,6 @@ def test_generate_strictly(
 
     monkeypatch.setattr(dawn.pipeline.Dawn, "from_pretrained", loaded)
     result = run("generate", portrait_path, speech_path, "--strict")
-    refused(result, out, "refused by --strict, 1 warning", "speech duration", "give a longer recording")
+    refused(result, out, "refused for 1 warning", "speech duration", "give a longer recording")
     longer = write_wav(tmp_path / "longer.wav", *example_sound())
     refused(run("generate", portrait_path, longer, "--strict"), out, "loaded", code=1)

@@ -310,7 +310,7 @@ def test_scores_are_the_same_every_time(tiny_model: Dawn, speech: Callable, monk
     )
     assert first == again and len({score.sync for score in first}) == 2
     assert max(first, key=lambda score: score.sync or 0).kept
-    with pytest.raises(InputError, match="--retry"):
+    with pytest.raises(InputError, match="make one video"):
         pick_seed(tiny_model, lambda seed: tiny_model("x.png", speech(10), seed=seed), 0, 2)
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("prometheus_client")
 httpx = pytest.importorskip("httpx")
 
 from dawn.apps.serving.records import Job, JobOptions, Store  # noqa: E402
-from dawn.apps.serving.run import serve  # noqa: E402
+from dawn.apps.serving.server import serve  # noqa: E402
 from dawn.apps.serving.service import MAX_ATTEMPTS, RESULT, STREAM, Service  # noqa: E402
 from dawn.apps.serving.settings import ServeSettings  # noqa: E402
 from dawn.errors import ConfigError, OutputError  # noqa: E402
@@ -87,7 +87,7 @@ def test_refused_before_listening(tmp_path: Path, tiny_preset: Path, monkeypatch
         with pytest.raises((ConfigError, OutputError), match=f"port {port}: in use") as error:
             serve(ServeSettings(port=port, preset=str(tiny_preset), data=tmp_path))
         assert lines(error) == 1
-    with monkeypatch.context() as plain, pytest.raises(ConfigError, match=r"dawn\[serve\]"):
+    with monkeypatch.context() as plain, pytest.raises(ConfigError, match=r"\.\[serve\]"):
         plain.setitem(sys.modules, "uvicorn", None)
         serve(ServeSettings(data=tmp_path))
     for settings, part in (

@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,18 +20,20 @@ from PIL import Image
 
 from conftest import example_sound, three_faces, write_wav
 from dawn import media
+from dawn.apps import surfaces
 from dawn.apps.studio import words
 from dawn.apps.studio.drawing import jpeg_url
 from dawn.apps.studio.job import CANCELLED, Job, Progress
 from dawn.apps.studio.loading import Loader
-from dawn.apps.studio.run import Guard, free_port, studio
 from dawn.apps.studio.session import Session
 from dawn.apps.studio.sessions import PREFIX, Sessions
 from dawn.apps.studio.settings import AUTH_VARIABLE, StudioSettings, accounts
+from dawn.apps.studio.studio import HEADERS, Guard, free_port, refusal, studio
 from dawn.checks.findings import Finding
 from dawn.config import parse
 from dawn.errors import ConfigError, InputError
 from dawn.media.motion_json import load_motion
+from dawn.options import FULL_SIZE_PX, option
 from dawn.pipeline import Dawn
 
 WAIT_S = 120
@@ -44,7 +47,7 @@ def test_an_open_address_needs_users(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for host in ("127.0.0.1", "localhost", "::1"):
         assert accounts(StudioSettings(host=host)) == []
     for host in ("0.0.0.0", "192.168.1.2", "studio.example", "::"):
-        with pytest.raises(ConfigError, match="--auth"):
+        with pytest.raises(ConfigError, match="`auth=user:password`"):
             accounts(StudioSettings(host=host))
     assert accounts(StudioSettings(host="0.0.0.0", auth="ann:a:b")) == [("ann", "a:b")]
     monkeypatch.setenv(AUTH_VARIABLE, "bob:secret")
@@ -90,14 +93,14 @@ def test_a_port_in_use_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_page_opens_before_torch_is_loaded() -> None:
-    code = "import sys, dawn.apps.studio.run, dawn.apps.studio.page"
+    code = "import sys, dawn.apps.studio.studio, dawn.apps.studio.page"
     code += "; assert 'torch' not in sys.modules, 'torch delays the page'"
     pytest.importorskip("gradio")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_a_plain_install_needs_no_gradio() -> None:
-    code = "import sys; sys.modules['gradio'] = None; import dawn.apps.studio.run, dawn.apps.studio.session"
+    code = "import sys; sys.modules['gradio'] = None; import dawn.apps.studio.studio, dawn.apps.studio.session"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
@@ -106,7 +109,7 @@ def test_all_assets_are_packaged() -> None:
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dawn"]
     package = root / "src" / "dawn"
     packaged = {path for pattern in patterns for path in package.glob(pattern)}
-    assets = list((package / "studio" / "assets").iterdir())
+    assets = list((package / "apps" / "studio" / "assets").iterdir())
     assert len(assets) >= 8
     assert set(assets) <= packaged
     assert sum(path.stat().st_size for path in assets) < 400_000
@@ -121,13 +124,14 @@ def test_answers_forbid_other_addresses() -> None:
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(page)({"type": "http", "path": "/"}, None, send))
+    asyncio.run(Guard(page, refusal, HEADERS)({"type": "http", "path": "/"}, None, send))
     headers = dict(sent[0]["headers"])  # type: ignore[call-overload]
     assert sent[0]["status"] == 200 and headers[b"a"] == b"b"
     assert b"default-src 'self'" in headers[b"content-security-policy"]
     assert b"http" not in headers[b"content-security-policy"]
     sent.clear()
-    asyncio.run(Guard(page)({"type": "http", "path": "/gradio_api/file=https://example.org/x"}, None, send))
+    foreign = {"type": "http", "path": "/gradio_api/file=https://example.org/x"}
+    asyncio.run(Guard(page, refusal, HEADERS)(foreign, None, send))
     assert sent[0]["status"] == 403
 
 
@@ -294,7 +298,7 @@ def session(tmp_path: Path, loader: Loader, tiny_preset: Path) -> Iterator[Sessi
 def made(session: Session, portrait: Path, speech: Path, **options: object) -> Session:
     session.take_portrait(portrait)
     session.take_speech(speech)
-    job = session.generate(128, "crop", **options)
+    job = session.generate(size=128, **options)
     assert job.wait(WAIT_S) and job.error is None, job.error
     return session
 
@@ -344,7 +348,7 @@ def test_unusable_files_give_the_line_of_the_command_line(
     session: Session, portrait_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="no portrait"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     Image.new("RGB", (300, 300), "gray").save(tmp_path / "grey.png")
     found = session.take_portrait(tmp_path / "grey.png")
     assert found.shown is not None and [finding.level for finding in found.findings] == ["error"]
@@ -353,14 +357,14 @@ def test_unusable_files_give_the_line_of_the_command_line(
     assert found.shown is None and "no picture" in found.findings[0].advice
     assert str(session.folder) not in session.in_short(found.findings[0].advice)
     with pytest.raises(InputError, match="no speech"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     heard = session.take_speech(write_wav(tmp_path / "silent.wav", np.zeros(16000), 16000))
     assert heard.speech is None and "silent throughout" in heard.findings[0].advice
     with pytest.raises(InputError, match="no picture"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     session.take_portrait(portrait_path)
     with pytest.raises(InputError, match="silent throughout"):
-        session.generate(128, "crop")
+        session.generate(size=128)
     samples, rate_hz = example_sound()
     long = session.take_speech(write_wav(tmp_path / "long.wav", np.tile(samples, 3), rate_hz))
     assert long.speech is None and "20 s" in long.findings[0].advice
@@ -435,9 +439,9 @@ def test_cancel_keeps_the_last_video(
         draw(take, job)  # type: ignore[arg-type]
 
     monkeypatch.setattr(session, "_draw", slow)
-    job = session.generate(128, "crop", seed=5)
+    job = session.generate(size=128, seed=5)
     assert begun.wait(WAIT_S) and session.busy
-    for refused in (lambda: session.generate(128, "crop"), lambda: session.add_blink(0.4), session.redraw):
+    for refused in (lambda: session.generate(size=128), lambda: session.add_blink(0.4), session.redraw):
         with pytest.raises(InputError, match="wait for it"):
             refused()
     job.cancel()
@@ -448,7 +452,7 @@ def test_cancel_keeps_the_last_video(
     assert {path.name for path in session.folder.glob("result-*")} == folders
     assert len(list(session.folder.rglob(".dawn-take-*"))) == 1
     monkeypatch.setattr(session, "_draw", draw)
-    job = session.generate(None, "full", seed=5)
+    job = session.generate(frame="full", seed=5)
     assert job.wait(WAIT_S) and job.error is None and session.result.width == 512 and not session.cancelled
 
 
@@ -456,7 +460,7 @@ def test_one_video_at_a_time(session: Session, loader: Loader, portrait_path: Pa
     session.take_portrait(portrait_path)
     session.take_speech(speech_path)
     with loader.turn:
-        job = session.generate(128, "crop")
+        job = session.generate(size=128)
         assert not job.wait(0.5) and job.progress.stage == "wait"
         session.cancel()
         assert job.error == CANCELLED
@@ -467,3 +471,54 @@ def test_a_model_that_cannot_be_loaded_is_one_line() -> None:
     loader.start()
     with pytest.raises(ConfigError, match="no-such-preset"):
         loader.get()
+
+
+# ------------------------------------------------------------------------------------------------------------ controls
+
+
+@pytest.fixture(scope="module")
+def controls() -> dict[str, Any]:
+    """The page's controls by the name of their option."""
+    pytest.importorskip("gradio")
+    from dawn.apps.studio.layout import CONTROLS, build
+
+    _, parts = build(StudioSettings())
+    return {name: getattr(parts, name) for name in CONTROLS}
+
+
+def test_controls_are_made_of_the_declarations(controls: dict[str, Any]) -> None:
+    assert set(controls) | {"face"} == surfaces.PAGE.has
+    for name, control in controls.items():
+        told = option(name)
+        assert control.label == told.control.label
+        if name != "size":
+            assert str(control.info).lower().startswith(told.words.lower()) and control.value == told.default
+            assert told.default is not None or told.limits in str(control.info)
+        if hasattr(control, "step") and told.default is not None and told.high is not None:
+            assert (control.minimum, control.maximum) == (told.low, told.high)
+
+
+def test_a_preset_keeps_its_own_guidance(
+    controls: dict[str, Any], tiny_model: Dawn, portrait_path: Path, speech: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page asks for when nobody touched it, of a preset whose guidance is another than the usual one."""
+    from dawn.apps.studio.layout import asked, sizes
+
+    untouched = [control.value for control in controls.values()]
+    assert asked(*untouched) == {}
+    own = tiny_model.config.sampler.model_copy(update={"guidance": 3.0, "steps": 2})
+    monkeypatch.setattr(tiny_model.bundle, "config", tiny_model.config.model_copy(update={"sampler": own}))
+    sound, face = speech(16), tiny_model.prepare(portrait_path)
+    plain = tiny_model(face, sound, **asked(*untouched)).motion.expression
+    assert (plain == tiny_model(face, sound, guidance=3.0, steps=2).motion.expression).all()
+    values = dict(zip(controls, untouched, strict=True)) | {"guidance": 1.75, "size": 128, "seed": None, "blink": 0}
+    turned = asked(*values.values())
+    assert turned == {"guidance": 1.75, "size": 128, "blink": 0}
+    assert (plain != tiny_model(face, sound, guidance=1.75).motion.expression).any()
+    assert asked(*(values | {"frame": "full", "size": sizes("full")["value"]}).values())["size"] == FULL_SIZE_PX
+
+
+def test_the_page_calls_options_as_its_controls_do() -> None:
+    shown = words.line("2 faces were found: choose one with `face=N`; or see `allow_silence=True`", "error")
+    assert "choose one with “Which face”</span>" in shown and "allow" not in shown
+    assert "“Head motion”" in words.failed("the head moves far: see `pose_scale`")

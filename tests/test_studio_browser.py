@@ -39,7 +39,7 @@ PATIENCE_S = 180
 PATIENCE_MS = 1000.0 * PATIENCE_S
 SERVER = """
 import functools, json, signal, sys
-import dawn.apps.studio.run as run
+import dawn.apps.studio.studio as run
 signal.signal(signal.SIGINT, signal.default_int_handler)
 run.Sessions = functools.partial(run.Sessions, leave_s=8, sweep_s=0.5)
 sys.exit(run.studio(run.StudioSettings(**json.loads(sys.argv[1])), lambda line: print(line, flush=True)))

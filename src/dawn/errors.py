@@ -1,15 +1,28 @@
 """Typed errors. Every user-visible failure is a ``DawnError`` whose message is one line: the value and the remedy.
 
-The command line prints the message and exits with ``DawnError.exit_code``; the Python API raises it.
+A message names an option as the keyword argument that it is in Python, in backticks: `face=2`, or `face` alone. What is no
+option never stands in backticks. Every other surface writes it in its own language: `apps.surfaces` makes ``--face 2`` of it
+on the command line. The Python API raises the error as it is; the command line exits with ``DawnError.exit_code``.
 """
 
 from __future__ import annotations
+
+import re
+
+NAMED_OPTION = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
+"""An option in a message; groups: its name, its value if there is one."""
 
 
 class DawnError(Exception):
     """Base of everything this package raises on purpose."""
 
     exit_code = 2
+
+    @property
+    def option(self) -> str | None:
+        """The first option that the message names, as Python calls it; None if it names none."""
+        named = NAMED_OPTION.search(str(self))
+        return named[1] if named else None
 
 
 class ConfigError(DawnError):
@@ -62,3 +75,11 @@ class CheckpointError(DawnError):
 
 class OutputError(DawnError):
     """The result cannot be written."""
+
+
+def missing_extra(package: str, extra: str) -> ConfigError:
+    """What to raise where a package of an extra is not installed. The distribution `dawn` of PyPI is another project, so the
+    remedy is an install from the checkout."""
+    return ConfigError(
+        f"the {package} package is missing: say pip install -e '.[{extra}]' in the folder of this repository"
+    )

@@ -47,7 +47,7 @@ def examine() -> Iterator[Check]:
     yield _try("H.264 + AAC", _encoding)
     presets = list_presets()
     if not presets:
-        yield Check("presets", False, "none is inside the package; install it again, or name a folder with --preset")
+        yield Check("presets", False, "none is inside the package; install it again, or give a preset's folder")
     for name in presets:
         yield _try(f"{name} files", partial(_files, name))
         yield _try(f"{name} runs", partial(_runs, name))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dawn.checks.traces import Curves, Traces, envelope, trace_motion, trace_video
-from dawn.errors import ConfigError
+from dawn.errors import ConfigError, missing_extra
 from dawn.measures.motion import find_runs
 from dawn.media.files import FilePath, replace_file
 from dawn.media.motion_json import load_motion
@@ -46,7 +46,7 @@ def plot(source: FilePath, out: FilePath, preset: str | None = None, progress: P
         traces = trace_motion(load_motion(Path(source)), Path(source).name, preset)
     elif preset is not None:
         raise ConfigError(
-            f"--preset {preset}: {source} is tracked as a video; leave it out, or give a motion file (.json)"
+            f"`preset={preset}`: {source} is tracked as a video; leave it out, or give a motion file (.json)"
         )
     else:
         traces = trace_video(source, progress)
@@ -62,7 +62,7 @@ def _figure_class() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        raise ConfigError('the matplotlib package is missing: pip install "dawn[plot]"') from error
+        raise missing_extra("matplotlib", "plot") from error
     return figure.Figure
 
 

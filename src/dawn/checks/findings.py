@@ -85,4 +85,4 @@ def refuse_warnings(sections: Sequence[Section]) -> None:
         if finding.level != "ok"
     ]
     if found:
-        raise InputError(f"refused by --strict, {len(found)} warnings: {'; '.join(found)}")
+        raise InputError(f"refused for {len(found)} warning{'s' * (len(found) > 1)}: {'; '.join(found)}")

@@ -185,14 +185,14 @@ def judge_course(course: Course, samples: FloatArray, curve: Float64Array | None
             found.mean(),
             "of frames",
             found.mean() < MIN_FOUND_SHARE,
-            "the face is lost: use a portrait that dawn check does not warn of, or less motion (--pose-scale)",
+            "the face is lost: use a portrait that dawn check does not warn of, or less motion (`pose_scale`)",
         ),
         *_judge_sync(course),
         _judge_silence(course.opening, samples),
         *_judge_identity(curve),
         *_judge_motion(course),
         judge_value(
-            "frozen", frozen_s, "s", frozen_s > MAX_FROZEN_S, "the picture stands still: was it asked for (--still)?"
+            "frozen", frozen_s, "s", frozen_s > MAX_FROZEN_S, "the picture stands still: was it asked for (`still`)?"
         ),
     ]
 
@@ -208,7 +208,7 @@ def _judge_sync(course: Course) -> list[Finding]:
     advice = "the sound comes late" if score.offset_frames > 0 else "the sound comes early"
     return [
         judge_value(
-            names[0], score.confidence, "", weak, "lips hardly go with the sound: try --retry, or clearer speech"
+            names[0], score.confidence, "", weak, "lips hardly go with the sound: try another `seed`, or clearer speech"
         ),
         judge_value(names[1], score.offset_frames, "frames", late, f"{advice}: shift it against the picture"),
         Finding(names[2], round(score.offset_frames * MS_PER_FRAME, 1), "ms"),
@@ -261,10 +261,10 @@ def _judge_motion(course: Course) -> list[Finding]:
     values = (blinks, 1000 * share(course.jitter) ** 0.5, 255 * share(course.flicker) ** 0.5, reach)
     bad = (odd, values[1] > MAX_JITTER, values[2] > MAX_FLICKER, reach > MAX_RANGE_DEG)
     advice = (
-        "people blink 10 to 30 times: see --blink, or try another --seed",
+        "people blink 10 to 30 times: see `blink`, or try another `seed`",
         "the face trembles: use a sharper portrait",
         "the picture is noisy or flickers",
-        "the head moves far: see --pose-scale",
+        "the head moves far: see `pose_scale`",
     )
     return [
         judge_value(name, value, unit, wrong, what) if np.isfinite(value) else Finding(name, None, unit)

@@ -94,7 +94,7 @@ def pick_seed(
     if video.speech is None or len(video) < MIN_CLIP_FRAMES or not np.any(video.speech.samples):
         raise InputError(
             f"seeds cannot be compared by {len(video)} frames: {MIN_CLIP_FRAMES} with sound are needed; "
-            "leave --retry out"
+            "make one video instead of comparing several"
         )
     with FaceTracker() as tracker:
         for seed in range(first, first + count):

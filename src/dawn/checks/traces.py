@@ -163,7 +163,7 @@ def _find_motion_space(motion: Motion, preset: str | None) -> MotionSpace | None
         if preset is None:
             return None
         raise ConfigError(
-            f"--preset {preset}: lips cannot be drawn of a motion of the space {motion.space!r}; leave it out"
+            f"`preset={preset}`: lips cannot be drawn of a motion of the space {motion.space!r}; leave it out"
         )
     try:
         space = load_motion_space(name)

@@ -202,7 +202,7 @@ def _collect(clock: _Clock, name: str, max_duration_s: float, allow_silence: boo
         raise AudioError(f"{name} lasts {float(clock.seconds):.3g} s; at least {MIN_SPEECH_S:g} s of speech are needed")
     if peak < SILENCE_PEAK and not allow_silence:
         level = f"{20 * np.log10(peak):.0f} dBFS" if peak > 0 else "digital silence"
-        raise AudioError(f"{name} is silent throughout ({level}): record it again, or allow silence (--allow-silence)")
+        raise AudioError(f"{name} is silent throughout ({level}): record it again; or accept it: `allow_silence=True`")
     # The resampler's tail may be a few samples longer or shorter than the sound.
     wanted = round(clock.seconds * SPEECH_RATE_HZ)
     blocks.append(np.zeros(max(0, wanted - sum(map(len, blocks))), np.float32))

@@ -59,13 +59,11 @@ def load_motion(path: Path | str) -> Motion:
             raise MotionError(f"{source}: larger than {MAX_MOTION_BYTES} bytes; give a motion file written by dawn")
         values = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MotionError(
-            f"{source}: cannot be read ({error.strerror}); give a file written by --motion-out"
-        ) from error
+        raise MotionError(f"{source}: cannot be read ({error.strerror}); give a motion file written by dawn") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MotionError(f"{source}: not a JSON file ({error}); give a file written by --motion-out") from error
+        raise MotionError(f"{source}: not a JSON file ({error}); give a motion file written by dawn") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise MotionError(f"{source}: not a motion file of dawn; give a file written by --motion-out")
+        raise MotionError(f"{source}: not a motion file of dawn; give a motion file written by dawn")
     if values.get("fps") != FPS:
         raise MotionError(f"{source}: {values.get('fps')!r} frames a second; only {FPS} are supported")
     pose = _table(source, values, "pose", POSE_SIZE)

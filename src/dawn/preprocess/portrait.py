@@ -99,8 +99,7 @@ def choose_face(faces: list[TrackedFace], choice: int | str | None) -> TrackedFa
             f"{i}: x {face.box.center[0]:.0f} y {face.box.center[1]:.0f}" for i, face in enumerate(ordered, 1)
         )
         raise SeveralFacesError(
-            f"{len(ordered)} faces were found ({places}): "
-            "choose one with --face N (from left to right) or --face largest"
+            f"{len(ordered)} faces were found ({places}): choose one with `face=N` (from left to right) or `face='largest'`"
         )
     return faces[0]
 

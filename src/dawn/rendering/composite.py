@@ -25,11 +25,10 @@ from dawn.face import mesh as lm
 from dawn.face.geometry import smoothstep
 from dawn.models.blocks import identity_grid, image_tensor, resize, warp
 from dawn.models.lite.regions import inside_polygon
+from dawn.options import FULL_SIZE_PX
 from dawn.rules_config import CompositeRules
 from dawn.structs import Box, Face, FloatArray, ImageArray
 
-LIMIT_PX = 1280
-"""Longest side of a full frame unless told otherwise."""
 MIN_SIDE_PX = 16
 """H.264's least."""
 FACE_SIDES = (234, 454)
@@ -83,7 +82,7 @@ def blurring(count: int, sigma: float, device: torch.device) -> Tensor:
 
 
 def strictness(landmarks: Tensor, size: int, rules: CompositeRules) -> Tensor:
-    """How much stricter frames are judged on mouth and eyes of landmarks (478, 2 or 3) in crop units, 1 elsewhere: (1, 1, size, size)."""
+    """Map how strictly frames are judged, (1, 1, size, size): more on mouth and eyes of landmarks (478, 2 or 3), else 1."""
     cell = size / REFERENCE_SIZE_PX * rules.organ_softness_px
     place = (torch.arange(size, device=landmarks.device) + 0.5)[None] / cell
     out = torch.ones(1, 1, size, size, device=landmarks.device)
@@ -138,7 +137,7 @@ class FullFrame:
         self,
         photograph: ImageArray,
         face: Face,
-        limit_px: int = LIMIT_PX,
+        limit_px: int = FULL_SIZE_PX,
         device: torch.device | None = None,
         rules: CompositeRules | None = None,
     ) -> None:

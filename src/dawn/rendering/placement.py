@@ -10,16 +10,14 @@ import numpy as np
 from dawn import media
 from dawn.engines.engine import Engine
 from dawn.errors import ConfigError
+from dawn.options import FULL_SIZE_PX, FULL_SIZES_PX, SQUARE_SIZES_PX, option
 from dawn.preprocess.crop import Fit, cut, is_off_centre, shift_into
 from dawn.preprocess.portrait import MAX_FACES, choose_face, find_faces, prepare_face
 from dawn.preprocess.tracker import FaceTracker
-from dawn.rendering.composite import LIMIT_PX, FullFrame
+from dawn.rendering.composite import FullFrame
 from dawn.structs import Box, Face, ImageArray, PathLike
 
-SIZES_PX = (128, 256, 512)
-FRAMES = ("crop", "full")
-FULL_SIZES_PX = (256, 2560)
-"""Least and greatest limit of a full frame's longest side."""
+FRAMES = option("frame").choices
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +70,11 @@ def check_size(engine: Engine[Any], size: int | None, frame: str, prepared: bool
         low, high = FULL_SIZES_PX
         if size is not None and not low <= size <= high:
             raise ConfigError(f"size {size}: of a full frame it limits the longest side; give {low} to {high} px")
-        return size or LIMIT_PX
+        return size or FULL_SIZE_PX
     if size is None:
         return engine.native_px if prepared else engine.shown_px
-    if size not in SIZES_PX:
-        raise ConfigError(f"size {size}: give one of {', '.join(map(str, SIZES_PX))} px")
+    if size not in SQUARE_SIZES_PX:
+        raise ConfigError(f"size {size}: give one of {', '.join(map(str, SQUARE_SIZES_PX))} px")
     return size
 
 

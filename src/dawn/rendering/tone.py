@@ -8,8 +8,10 @@ from torch import Tensor
 from dawn.rules_config import ToneRules
 from dawn.structs import LUMA, ImageArray
 
+DEFAULTS = ToneRules()
 
-def fit_tone(crop: ImageArray, rules: ToneRules = ToneRules()) -> Tensor | None:
+
+def fit_tone(crop: ImageArray, rules: ToneRules = DEFAULTS) -> Tensor | None:
     """Each channel of a monochrome picture (H, W, 3) uint8 as a quadratic of its luma: (3 powers, 3 channels). None for
     a picture with colours."""
     if not rules.keep:

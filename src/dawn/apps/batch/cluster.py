@@ -16,7 +16,8 @@ from typing import Any
 from dawn.apps.batch.jobs import Job, digest
 from dawn.apps.batch.journal import Result
 from dawn.apps.batch.work import make, make_folder
-from dawn.errors import ConfigError, DawnError, OutputError
+from dawn.apps.surfaces import TABLE
+from dawn.errors import ConfigError, DawnError, OutputError, missing_extra
 from dawn.media.files import output_error
 
 RETRIES = 3
@@ -55,13 +56,13 @@ def made_on_ray(jobs: Sequence[Job], out: Path, device: str, address: str) -> Ge
                     state="failed",
                     digest=checksum,
                     seconds=0,
-                    error=" ".join(reason.split()),
+                    error=TABLE.reworded(" ".join(reason.split())),
                 )
             yield result
     except (ray.exceptions.RayError, ConnectionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"--ray {address}: the cluster is lost ({reason}); the same command goes on from here"
+            f"Ray at {address}: the cluster is lost ({reason}); the same command goes on from here"
         ) from error
     finally:
         ray.shutdown()
@@ -73,7 +74,7 @@ def _connected(address: str) -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ConfigError('--ray: the ray package is missing: pip install "dawn[ray]"') from error
+        raise missing_extra("ray", "ray") from error
     before = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
@@ -83,7 +84,7 @@ def _connected(address: str) -> Any:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--ray {address}: no Ray cluster there ({reason}); give local or HOST:PORT") from error
+        raise ConfigError(f"Ray at {address}: no Ray cluster there ({reason}); give local or HOST:PORT") from error
     finally:
         with suppress(ValueError):  # ray puts its own in its place; ValueError: not the main thread
             signal.signal(signal.SIGTERM, before)
@@ -95,7 +96,7 @@ def _gpus(ray: Any, device: str) -> int:
     there = ray.cluster_resources().get("GPU", 0) >= 1
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not there):
         has = "some" if there else "none"
-        raise ConfigError(f"--device {device}: Ray hands the GPUs out, and has {has}; give auto or cpu")
+        raise ConfigError(f"`device={device}`: Ray hands the GPUs out, and has {has}; give auto or cpu")
     return int(there and device != "cpu")
 
 

@@ -107,5 +107,5 @@ def as_table(results: Sequence[Result]) -> str:
     for result, state in zip(results, states, strict=True):
         lines.append(f"{result.row:5}  {result.output:{width}}  {state:13}  {result.error or f'{result.seconds:.1f}'}")
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    again = "; --retry-failed tries the failed ones again" if "failed before" in states else ""
+    again = "; `retry_failed` tries the failed ones again" if "failed before" in states else ""
     return "\n".join([*lines, f"{len(results)} rows: {counts}{again}"])

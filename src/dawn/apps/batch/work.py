@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dawn.apps.batch.jobs import Job
 from dawn.apps.batch.journal import Result
+from dawn.apps.surfaces import TABLE
 from dawn.errors import DawnError
 from dawn.media.files import output_error
 from dawn.media.motion_json import load_motion
@@ -34,7 +35,7 @@ def make(job: Job, job_digest: str, path: Path, device: str) -> Result:
         frames = len(video)
     except Exception as cause:  # the other rows must go on
         reason = str(cause) if isinstance(cause, DawnError) else f"unexpected {type(cause).__name__}: {cause}"
-        error = " ".join(reason.split())
+        error = TABLE.reworded(" ".join(reason.split()))
     return Result(
         row=job.number,
         output=job.output,

@@ -5,51 +5,89 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dawn import DEFAULT_PRESET
-from dawn.errors import OutputError
+from pydantic import BaseModel
 
-PACKED_PARTS = ("lfg", "a2v", "pbnet", "motion", "audio")
-TRAINED_PARTS = ("lfg", "detail", "fine", "a2v", "pbnet", "sync", "paper-lfg", "paper-a2v", "paper-pose", "paper-blink")
+from dawn import DEFAULT_PRESET
+from dawn.errors import OutputError, missing_extra
+from dawn.options import DEVICE, PORTRAIT, PRESET, SPEECH, GenerateOptions, Option, VideoOptions, options_of
+
 DEFAULT_CLIP_SIZE_PX = 192
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of printing the usage as well."""
+    """Says what is wrong in one line instead of printing the usage as well.
+
+    fill: adds the arguments when they are first needed, so that a command's parser costs nothing until it is called.
+    """
+
+    def __init__(
+        self, *args: Any, fill: Callable[[argparse.ArgumentParser], None] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._fill = fill
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
+def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    """The flag of a declaration. Its default is None, or False for what is switched on: the default lives in the
+    declaration, so that nothing overrides what it leaves open."""
+    if option.truth:
+        parser.add_argument(option.flag, action="store_true", help=option.words)
+        return
+    choices = option.choices if option.number is None and option.choices else None
+    words = "|".join(["N", *option.choices]) if option.number and option.choices else option.control.value
+    value: Callable[[str], Any] = partial(_number_or_word, option) if option.choices else option.number or str
+    parser.add_argument(option.flag, type=str if choices else value, choices=choices, metavar=words, help=option.told)
+
+
+def add_video_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Flags of ``VideoOptions``, all or those that are named."""
+    for option in options_of(VideoOptions, *names):
+        add_option(parser, option)
+
+
+def video_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of ``VideoOptions``, by name."""
+    return given(args, VideoOptions)
+
+
+def given(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
+    """What was given of a model's fields, by name; the rest is left to its defaults."""
+    values = {name: getattr(args, name, None) for name in kind.model_fields}
+    return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
 def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
-    parser.add_argument("--size", type=int, help="side in px: 128, 256, 512 (the preset's, 256)")
-    parser.add_argument(
-        "--frame",
-        choices=("crop", "full"),
-        default="crop",
-        help="square around the face, or whole photograph; its longest side is then at most --size, "
-        "256 to 2560 px (crop; 1280)",
-    )
-    parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
-    parser.add_argument("--preset", default=DEFAULT_PRESET, help="shipped preset or a preset's folder (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    add_video_options(parser, "size", "frame", "face")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help=f"{PRESET} (%(default)s)")
+    parser.add_argument("--device", default="auto", help=f"{DEVICE} (%(default)s)")
     parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
     parser.add_argument(
         "--report", type=Path, metavar="R.json", help="then examine the video, and write what was found"
     )
-    parser.set_defaults(seeds=())
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("portrait", type=Path, help="picture with one face")
-    parser.add_argument("speech", type=Path, help="sound file, or video with sound")
+    parser.add_argument("portrait", type=Path, help=PORTRAIT)
+    parser.add_argument("speech", type=Path, help=SPEECH)
     add_rendering(parser)
     parser.add_argument("--motion-in", type=Path, metavar="M.json", help="render this motion instead of generating one")
-    parser.add_argument("--seed", type=int, help="same seed, same video (0)")
+    add_video_options(parser, *GenerateOptions.model_fields, "allow_silence")
     parser.add_argument(
         "--retry",
         type=int,
@@ -58,20 +96,11 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="try N seeds from --seed on (1 to 10), keep the one whose lips fit best",
     )
-    parser.add_argument("--steps", type=int, help="sampling steps")
-    parser.add_argument("--sampler", choices=("ddim", "dpm++"), help="of the published model (paper presets)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="of the published model's A2V network")
-    parser.add_argument("--guidance", type=float, help="how strongly lips follow the sound; 1 is none")
-    parser.add_argument("--pose-scale", type=float, help="strength of head motion, 0 to 3 (1)")
-    parser.add_argument("--blink", type=float, help="strength of blinks, 0 to 1.5 (1)")
-    parser.add_argument("--expression", type=float, help="strength of facial motion, 0 to 2 (1)")
-    parser.add_argument("--still", action="store_true", help="keep the head still; only face and eyes move")
     parser.add_argument("--strict", action="store_true", help="refuse what dawn check warns of, before any work")
-    parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
 
 
 def add_drive(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("portrait", type=Path, help="picture with one face")
+    parser.add_argument("portrait", type=Path, help=PORTRAIT)
     parser.add_argument("video", type=Path, help="video whose face moves the portrait; its sound is kept")
     add_rendering(parser)
 
@@ -88,7 +117,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for videos and jobs.jsonl"
     )
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="of rows that name none (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (%(default)s)")
+    parser.add_argument("--device", default="auto", help=f"{DEVICE} (%(default)s)")
     parser.add_argument("--retry-failed", action="store_true", help="also rows that failed before and have not changed")
     parser.add_argument(
         "--ray",
@@ -108,7 +137,8 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("part", choices=TRAINED_PARTS, metavar="PART", help=", ".join(TRAINED_PARTS))
+    parts = tuple(training_commands().TRAINABLE)
+    parser.add_argument("part", choices=parts, metavar="PART", help=", ".join(parts))
     parser.add_argument("--data", type=Path, required=True, help="prepared clips")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; if it has a state, it is resumed")
     parser.add_argument("--validation", type=Path, help="prepared clips of other people")
@@ -124,8 +154,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
+    from dawn.checkpoint import PARTS
+
     parser.add_argument("name", help="name of the preset")
-    for part in PACKED_PARTS:
+    for part in PARTS:
         parser.add_argument(
             f"--{part}", type=Path, nargs="+", metavar="DIR", help=f"has {part}.safetensors; of several their mean"
         )
@@ -144,11 +176,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("portrait", type=Path, help="picture with one face")
-    parser.add_argument("speech", type=Path, nargs="?", help="sound file, or video with sound")
-    parser.add_argument("--face", type=_face, metavar="N|largest", help="which of several faces, from left to right")
+    parser.add_argument("portrait", type=Path, help=PORTRAIT)
+    parser.add_argument("speech", type=Path, nargs="?", help=SPEECH)
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="whose size of picture counts (%(default)s)")
-    parser.add_argument("--allow-silence", action="store_true", help="accept a silent recording")
+    add_video_options(parser, "face", "allow_silence")
     parser.add_argument(
         "--json", type=Path, metavar="F", help="also write the report as JSON; - prints it instead of words"
     )
@@ -164,46 +195,23 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
 
 
 def add_studio(parser: argparse.ArgumentParser) -> None:
-    _add_server(parser, "7860")
-    parser.add_argument("--auth-file", type=Path, metavar="F", help="who may enter: one user:password a line")
-    parser.add_argument(
-        "--auth", metavar="USER:PASSWORD", help="the same for one person; DAWN_STUDIO_AUTH is not seen by others"
-    )
-    parser.add_argument("--max-seconds", type=float, metavar="S", help="longest recording (300)")
-    parser.add_argument("--max-queue", type=int, metavar="N", help="videos that may wait for their turn (8)")
-    parser.add_argument(
-        "--keep-hours", type=float, metavar="H", help="files of a page that is not used are kept so long (2)"
-    )
-    parser.add_argument("--root-path", metavar="PATH", help="where a proxy shows the page, if not at /")
-    parser.add_argument("--open-browser", action="store_true", default=None, help="open the page")
+    from dawn.apps.studio.settings import StudioSettings
+
+    for option in options_of(StudioSettings):
+        add_option(parser, option)
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
-    _add_server(parser, "8000")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of jobs and results (the user's state folder)")
-    parser.add_argument("--token-file", type=Path, metavar="F", help="has the bearer token; or set DAWN_TOKEN")
-    parser.add_argument("--max-seconds", type=float, metavar="S", help="longest recording (600)")
-    parser.add_argument("--max-queue", type=int, metavar="N", help="jobs that may wait; more are answered 429 (16)")
-    parser.add_argument("--upload-timeout-s", type=float, metavar="S", help="an upload must have come in by then (60)")
-    parser.add_argument("--keep-hours", type=float, metavar="H", help="finished jobs are kept so long (24)")
+    from dawn.apps.serving.settings import ServeSettings
 
-
-def _add_server(parser: argparse.ArgumentParser, port: str) -> None:
-    """What both servers know; defaults live in their settings, so that what is not given is None."""
-    parser.add_argument(
-        "--host", help="address to listen on; any other than this machine's own asks for a secret (127.0.0.1)"
-    )
-    parser.add_argument("--port", type=int, help=f"port to listen on, 0 for a free one ({port})")
-    parser.add_argument("--preset", help=f"shipped preset or a preset's folder ({DEFAULT_PRESET})")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 ... (auto)")
-    parser.add_argument("--max-upload-mb", type=float, metavar="MB", help="greatest upload (64)")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="most pixels of a portrait")
+    for option in options_of(ServeSettings):
+        add_option(parser, option)
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clips", type=Path, nargs="?", help="prepared clips of people who were not trained on")
     parser.add_argument("--clips", type=Path, dest="clips_too", metavar="DIR", help="the same")
-    parser.add_argument("--preset", help=f"shipped preset or a preset's folder ({DEFAULT_PRESET})")
+    parser.add_argument("--preset", help=f"{PRESET} ({DEFAULT_PRESET})")
     parser.add_argument(
         "--also", nargs="+", action="extend", default=[], metavar="PRESET", help="further presets beside it"
     )
@@ -234,16 +242,25 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures as JSON")
 
 
-def _face(text: str) -> int | str:
-    if text == "largest":
+def _number_or_word(option: Option, text: str) -> int | float | str:
+    if text in option.choices:
         return text
     try:
-        return int(text)
+        return (option.number or str)(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'largest'") from None
+        words = " or ".join(map(repr, option.choices))
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {words}") from None
 
 
-VIDEO = (".mp4", ".m4v", ".mov")
+def training_commands() -> Any:
+    """``dawn.research.training.commands``. Raises ConfigError: training has needs of its own, which are not installed."""
+    try:
+        from dawn.research.training import commands
+    except ModuleNotFoundError as error:
+        if error.name != "accelerate":
+            raise
+        raise missing_extra("accelerate", "train") from error
+    return commands
 
 
 JSON = (".json",)

@@ -1,4 +1,4 @@
-"""The command line; its files (cli_*) are the only ones that print. Heavy modules are imported by the command that needs them.
+"""The command line; the files of this folder are the only ones that print. A command imports what is heavy when it is called.
 
 Exit codes: 0 done, 2 a request that cannot be met (one line that names the value and the remedy), 130 interrupted,
 1 anything unforeseen (one line; ``--debug`` shows the traceback) or a failed ``dawn doctor``.
@@ -19,16 +19,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dawn import __version__
-from dawn.apps.cli import arguments as given
-from dawn.apps.cli import research
-from dawn.apps.cli.arguments import JSON, VIDEO, bar, check_output
+from dawn.apps.cli import arguments, research
+from dawn.apps.cli.arguments import JSON, bar, check_output, given, video_options
+from dawn.apps.surfaces import command_line
 from dawn.errors import ConfigError, DawnError, OutputError
+from dawn.options import option
 
-STRENGTHS = ("seed", "steps", "guidance", "pose_scale", "blink", "expression", "sampler", "precision")
-"""Options handed to ``GenerateOptions`` if given; its defaults live there."""
+if TYPE_CHECKING:
+    from dawn.checks.retry import SeedScore
+    from dawn.pipeline import Dawn
+    from dawn.progress import Progress
+    from dawn.video import Video
+
+
+class Made(NamedTuple):
+    """A video that a command has made, not drawn yet, and the seeds that were compared for it."""
+
+    video: Video
+    seeds: tuple[SeedScore, ...] = ()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as done:
         return int(done.code or 0)
+    except DawnError as error:  # a command whose packages are not installed has no arguments either
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     notes = _start_logging(args)
     try:
         with _terminated_like_ctrl_c(), warnings.catch_warnings():
@@ -46,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         notes.flush()
         return code
     except DawnError as error:
-        _complain(args, str(error))
+        _complain(args, _in_flags(args, str(error)))
         return error.exit_code
     except KeyboardInterrupt:
         _complain(args, "interrupted; nothing unfinished was kept", "")
@@ -65,6 +79,11 @@ def _complain(args: argparse.Namespace, message: str, prefix: str = "error: ") -
     if args.debug:
         traceback.print_exc()
     print(prefix + " ".join(message.split()), file=sys.stderr)
+
+
+def _in_flags(args: argparse.Namespace, message: str) -> str:
+    """A message whose options are written as flags."""
+    return command_line(vars(args)).reworded(message)
 
 
 def _start_logging(args: argparse.Namespace) -> logging.handlers.MemoryHandler:
@@ -98,31 +117,35 @@ def _terminated_like_ctrl_c() -> Iterator[None]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = given.Parser(prog="dawn", description="Talking-head video from one portrait and one speech recording.")
+    parser = arguments.Parser(prog="dawn", description="Talking-head video from one portrait and one speech recording.")
     parser.add_argument("--version", action="version", version=f"dawn {__version__}")
     parser.set_defaults(debug=False, quiet=False)
-    common = given.Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = arguments.Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show tracebacks and all log messages")
     common.add_argument("--quiet", action="store_true", help="print nothing but errors")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, run, add, text in (
-        ("generate", _generate, given.add_generate, "portrait + speech -> talking video"),
-        ("drive", _drive, given.add_drive, "the facial motion of another video on a portrait"),
-        ("batch", _batch, given.add_batch, "a table of portraits and recordings -> a folder of videos; again resumes"),
-        ("prepare", research.prepare, given.add_prepare, "videos -> training clips"),
-        ("train", research.train, given.add_train, "train one part on prepared clips; the same command resumes"),
-        ("pack", research.pack, given.add_pack, "trained parts -> a preset"),
-        ("convert", research.convert, given.add_convert, "the authors' published files -> a preset"),
-        ("evaluate", research.evaluate, given.add_evaluate, "measure a preset on prepared clips"),
-        ("check", _check, given.add_check, "what portrait and speech are fit for, before time is spent"),
-        ("studio", _studio, given.add_studio, "a page in the browser: make videos, see and edit their motion"),
-        ("serve", _serve, given.add_serve, "an HTTP service: jobs, progress, streamed video"),
-        ("plot", _plot, given.add_plot, "a video or motion file -> one picture of its course in time"),
+        ("generate", _generate, arguments.add_generate, "portrait + speech -> talking video"),
+        ("drive", _drive, arguments.add_drive, "the facial motion of another video on a portrait"),
+        (
+            "batch",
+            _batch,
+            arguments.add_batch,
+            "a table of portraits and recordings -> a folder of videos; again resumes",
+        ),
+        ("prepare", research.prepare, arguments.add_prepare, "videos -> training clips"),
+        ("train", research.train, arguments.add_train, "train one part on prepared clips; the same command resumes"),
+        ("pack", research.pack, arguments.add_pack, "trained parts -> a preset"),
+        ("convert", research.convert, arguments.add_convert, "the authors' published files -> a preset"),
+        ("evaluate", research.evaluate, arguments.add_evaluate, "measure a preset on prepared clips"),
+        ("check", _check, arguments.add_check, "what portrait and speech are fit for, before time is spent"),
+        ("studio", _studio, arguments.add_studio, "a page in the browser: make videos, see and edit their motion"),
+        ("serve", _serve, arguments.add_serve, "an HTTP service: jobs, progress, streamed video"),
+        ("plot", _plot, arguments.add_plot, "a video or motion file -> one picture of its course in time"),
         ("doctor", _doctor, lambda p: None, "versions, device, presets, and whether each part works"),
     ):
-        command = commands.add_parser(name, parents=[common], help=text, description=text)
+        command = commands.add_parser(name, parents=[common], help=text, description=text, fill=add)
         command.set_defaults(run=run)
-        add(command)
     return parser
 
 
@@ -130,9 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    options: dict[str, Any] = {name: value for name in STRENGTHS if (value := getattr(args, name)) is not None}
     from dawn.media.motion_json import load_motion
 
+    options = video_options(args)
     if args.retry > 1 and args.motion_in:
         raise ConfigError(
             f"--retry {args.retry}: --motion-in {args.motion_in} leaves nothing to try; leave one of them out"
@@ -143,43 +166,30 @@ def _generate(args: argparse.Namespace) -> int:
 
         refuse_warnings(check_inputs(args.portrait, args.speech, args.preset, args.face, args.allow_silence))
 
-    def make(model: Any, progress: Any) -> Any:
+    def make(model: Dawn, progress: Progress) -> Made:
         motion = load_motion(args.motion_in) if args.motion_in else None
-        once = partial(
-            model,
-            args.portrait,
-            args.speech,
-            size=args.size,
-            frame=args.frame,
-            face=args.face,
-            motion=motion,
-            still=args.still,
-            allow_silence=args.allow_silence,
-            progress=progress,
-            **options,
-        )
+        once = partial(model, args.portrait, args.speech, motion=motion, progress=progress, **options)
         if args.retry == 1:
-            return once()
+            return Made(once())
         from dawn.checks.retry import pick_seed
 
-        video, args.seeds = pick_seed(model, once, options.get("seed", 0), args.retry, progress)
-        return video
+        return Made(*pick_seed(model, once, options.get("seed", option("seed").default), args.retry, progress))
 
     return _render(args, make, args.portrait, args.speech)
 
 
 def _drive(args: argparse.Namespace) -> int:
-    def make(model: Any, progress: Any) -> Any:
-        return model.drive(
-            args.portrait, args.video, size=args.size, frame=args.frame, face=args.face, progress=progress
-        )
+    def make(model: Dawn, progress: Progress) -> Made:
+        return Made(model.drive(args.portrait, args.video, progress=progress, **video_options(args)))
 
     return _render(args, make, args.portrait, args.video)
 
 
-def _render(args: argparse.Namespace, make: Callable[[Any, Any], Any], *inputs: Path) -> int:
+def _render(args: argparse.Namespace, make: Callable[[Dawn, Progress], Made], *inputs: Path) -> int:
     """Check the outputs, load the model, make the video, write it, say what it took."""
-    check_output(args.output, VIDEO, *inputs)
+    from dawn.media.writer import SUFFIXES
+
+    check_output(args.output, SUFFIXES, *inputs)
     for path in filter(None, (args.motion_out, args.report)):
         check_output(path, JSON, *inputs)
     if args.report and args.motion_out and args.report.resolve() == args.motion_out.resolve():
@@ -191,19 +201,19 @@ def _render(args: argparse.Namespace, make: Callable[[Any, Any], Any], *inputs: 
     model = Dawn.from_pretrained(args.preset, args.device)
     loaded = time.perf_counter()
     with bar(args) as progress:
-        video = make(model, progress)
+        video, seeds = make(model, progress)
         video.save(args.output)
     if args.motion_out:
         save_motion(video.motion, args.motion_out)
     if not args.quiet:
         _report(args.output, video, loaded - start, time.perf_counter() - loaded)
-    if args.report or args.seeds:
+    if args.report or seeds:
         from dawn.checks.retry import report_result
 
         with bar(args) as progress:
-            lines = report_result(video, args.output, args.report, args.seeds, progress)
+            lines = report_result(video, args.output, args.report, seeds, progress)
         for line in () if args.quiet else lines:
-            print(line)
+            print(_in_flags(args, line))
     return 0
 
 
@@ -228,14 +238,15 @@ def _report(path: Path, video: Any, loading_s: float, working_s: float) -> None:
 
 
 def _batch(args: argparse.Namespace) -> int:
+    from dawn.apps.batch.batch import run_batch
     from dawn.apps.batch.journal import as_json, as_table
-    from dawn.apps.batch.run import run_batch
 
     with bar(args) as progress:
         results = run_batch(args.jobs, args.output, args.preset, args.device, args.retry_failed, args.ray, progress)
     failed = [result for result in results if result.state == "failed"]
     if args.json or failed or not args.quiet:
-        print(as_json(results) if args.json else as_table(failed if args.quiet else results))
+        words = as_json(results) if args.json else _in_flags(args, as_table(failed if args.quiet else results))
+        print(words)
     return 2 if failed else 0
 
 
@@ -252,10 +263,11 @@ def _check(args: argparse.Namespace) -> int:
     report = as_json(sections)
     if args.json and not piped:
         write_json(args.json, report)
-    for line in (
-        [json.dumps(report, indent=1)] if piped else format_findings(sections, refused[0] if args.quiet else "ok")
-    ):
-        print(line)
+    if piped:
+        print(json.dumps(report, indent=1))
+    else:
+        for line in format_findings(sections, refused[0] if args.quiet else "ok"):
+            print(_in_flags(args, line))
     return 2 if verdict(sections) in refused else 0
 
 
@@ -272,14 +284,14 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _studio(args: argparse.Namespace) -> int:
-    from dawn.apps.studio.run import studio
     from dawn.apps.studio.settings import StudioSettings
+    from dawn.apps.studio.studio import studio
 
     return studio(_settings(StudioSettings, args), partial(print, flush=True))
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from dawn.apps.serving.run import serve
+    from dawn.apps.serving.server import serve
     from dawn.apps.serving.settings import ServeSettings
 
     return serve(_settings(ServeSettings, args), partial(print, flush=True))
@@ -289,8 +301,7 @@ def _settings(kind: Any, args: argparse.Namespace) -> Any:
     """A server's settings from what was given. Raises ConfigError."""
     from dawn.config import parse
 
-    values = {name: value for name in kind.model_fields if (value := getattr(args, name)) is not None}
-    return parse(kind, values, f"{args.command} options")
+    return parse(kind, given(args, kind), f"{args.command} options")
 
 
 def _doctor(args: argparse.Namespace) -> int:

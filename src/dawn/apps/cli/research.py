@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from typing import Any
 
 from dawn import DEFAULT_PRESET
-from dawn.apps.cli import arguments as given
-from dawn.apps.cli.arguments import JSON, bar, check_output
+from dawn.apps.cli.arguments import JSON, bar, check_output, training_commands
 from dawn.errors import ConfigError, InputError
 
 
@@ -42,7 +40,7 @@ def train(args: argparse.Namespace) -> int:
         if not (key and equals):
             raise ConfigError(f"--set {pair!r}: write KEY=VALUE")
         overrides[key] = value
-    commands = _training_commands()
+    commands = training_commands()
 
     def show(step: int, figures: dict[str, float]) -> None:
         if not args.quiet and os.environ.get("RANK", "0") == "0":
@@ -54,20 +52,11 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _training_commands() -> Any:
-    """``dawn.research.training.commands``; training has needs of its own."""
-    try:
-        from dawn.research.training import commands
-    except ModuleNotFoundError as error:
-        if error.name != "accelerate":
-            raise
-        raise ConfigError('the accelerate package is missing: pip install "dawn[train]"') from error
-    return commands
-
-
 def pack(args: argparse.Namespace) -> int:
-    parts = {part: folder for part in given.PACKED_PARTS if (folder := getattr(args, part)) is not None}
-    _training_commands().pack(args.name, parts, args.output, shares=args.shares, shown_size_px=args.size)
+    from dawn.checkpoint import PARTS
+
+    parts = {part: folder for part in PARTS if (folder := getattr(args, part)) is not None}
+    training_commands().pack(args.name, parts, args.output, shares=args.shares, shown_size_px=args.size)
     if not args.quiet:
         size_mb = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
         print(f"{args.output}: preset {args.name}, {size_mb:.1f} MB")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dawn.apps.serving.records import Job, JobOptions, State
 from dawn.apps.serving.service import Service, status_of
+from dawn.apps.surfaces import FORM
 from dawn.config import Strict
 from dawn.errors import DawnError
 
@@ -33,7 +34,7 @@ class Refusal(DawnError):
 
 def error_answer(error: DawnError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers."""
-    line = " ".join(str(error).split())
+    line = FORM.reworded(" ".join(str(error).split()))
     if isinstance(error, Refusal):
         return error.status, error_body(error.kind, line), error.headers
     return status_of(error), error_body(type(error).__name__, line), {}

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
@@ -20,11 +21,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dawn import __version__
+from dawn.apps.guard import Guard
 from dawn.apps.serving import answers, uploads
 from dawn.apps.serving.answers import ErrorAnswer, Refusal
+from dawn.apps.serving.description import docs_page
 from dawn.apps.serving.follow import FollowResponse, finished
-from dawn.apps.serving.guard import Guard
-from dawn.apps.serving.page import docs_page
+from dawn.apps.serving.guard import refusal
 from dawn.apps.serving.records import ENDED, ID_PATTERN, Job
 from dawn.apps.serving.service import MOTION, Service
 from dawn.apps.serving.settings import ServeSettings, read_token
@@ -114,7 +116,7 @@ def create_app(settings: ServeSettings, model: Any = None) -> FastAPI:
         app.include_router(router, dependencies=guarded)
     app.include_router(_about(app, service, guarded))
     _answer_errors(app)
-    app.add_middleware(Guard, service=service, open_to_all=token is None)
+    app.add_middleware(Guard, refuse=partial(refusal, service, token is None))
     return app
 
 
@@ -208,7 +210,7 @@ def _results(service: Service) -> APIRouter:
         responses={200: {"description": "The motion", "content": {"application/json": {}}}, **_may_refuse(404, 409)},
     )
     def motion(number: Number) -> Response:
-        """The motion that was generated, as "dawn generate --motion-out" writes it."""
+        """The motion that was generated, as JSON that "dawn generate" renders again."""
         asked = _found(service, number)
         if asked.state != "done":
             raise _unfinished(asked)

@@ -1,4 +1,4 @@
-"""What is looked at before any request is answered."""
+"""Which requests are refused before anything is read of them."""
 
 from __future__ import annotations
 
@@ -6,34 +6,25 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from dawn.apps.server_settings import is_loopback
 from dawn.apps.serving.answers import error_body
 from dawn.apps.serving.service import Service
 
 
-class Guard:
-    """Turns requests away while the service stops and, if it asks for no token, those that a foreign web page makes.
+def refusal(service: Service, open_to_all: bool, scope: Scope) -> JSONResponse | None:
+    """Turns a request away while the service stops and, if it asks for no token, one that a foreign web page makes.
 
     A service on loopback can be reached by every page that is open in a browser of the machine, and by a foreign name that
     points to it: so the name must be of this machine, and the page of this service.
     """
-
-    def __init__(self, app: ASGIApp, service: Service, open_to_all: bool) -> None:
-        self._app, self._service, self._open = app, service, open_to_all
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            if self._service.stopping and scope["path"] != "/health":
-                body = error_body("Stopping", "the service is being stopped; try again soon")
-                return await JSONResponse(body, 503, {"Retry-After": "10"})(scope, receive, send)
-            if self._open and (reason := _foreign(headers)):
-                return await JSONResponse(
-                    error_body("Forbidden", f"{reason}; without a token only this machine is served"), 403
-                )(scope, receive, send)
-        await self._app(scope, receive, send)
+    if service.stopping and scope["path"] != "/health":
+        body = error_body("Stopping", "the service is being stopped; try again soon")
+        return JSONResponse(body, 503, {"Retry-After": "10"})
+    if open_to_all and (reason := _foreign(Headers(scope=scope))):
+        return JSONResponse(error_body("Forbidden", f"{reason}; without a token only this machine is served"), 403)
+    return None
 
 
 def _foreign(headers: Headers) -> str | None:

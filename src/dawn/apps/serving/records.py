@@ -74,7 +74,7 @@ class Store:
             self._table = sqlite3.connect(self.path, timeout=1, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
-                f"data folder {quote(folder)} cannot be used ({error}): give another with --data"
+                f"data folder {quote(folder)} cannot be used ({error}): give another with `data`"
             ) from error
         try:
             self._jobs = self._opened()
@@ -84,7 +84,7 @@ class Store:
             reason = (
                 "is used by another dawn serve; stop that one" if busy else f"cannot be read ({error}); move it away"
             )
-            raise ConfigError(f"{quote(self.path)} {reason}, or give another folder with --data") from error
+            raise ConfigError(f"{quote(self.path)} {reason}, or give another folder with `data`") from error
         except BaseException:
             self._table.close()
             raise
@@ -98,7 +98,7 @@ class Store:
         if version not in (0, SCHEMA_VERSION):
             raise ConfigError(
                 f"{quote(self.path)} has records of version {version}, this is version {SCHEMA_VERSION}: "
-                "update dawn, or give another folder with --data"
+                "update dawn, or give another folder with `data`"
             )
         self._table.execute(
             "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, received REAL NOT NULL, record TEXT NOT NULL)"

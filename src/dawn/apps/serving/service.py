@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 from dawn.apps.serving.metrics import Metrics
 from dawn.apps.serving.records import ENDED, ID_PATTERN, Failure, Job, JobOptions, Store
 from dawn.apps.serving.settings import ServeSettings
+from dawn.apps.surfaces import FORM
 from dawn.errors import ConfigError, DawnError, InputError, OutputError
 from dawn.media.files import output_error
 from dawn.media.motion_json import save_motion
@@ -108,7 +109,7 @@ class Service:
             self._recover()
         except OSError as error:
             self.store.close()
-            raise ConfigError(f"{output_error(settings.folder, error)}; or give another folder with --data") from error
+            raise ConfigError(f"{output_error(settings.folder, error)}; or give another folder with `data`") from error
 
     # ------------------------------------------------------------------------------------------------------ life
 
@@ -331,7 +332,7 @@ def failure(error: BaseException, folder: Path) -> Failure:
     """The error in one line, without the server's paths."""
     known = isinstance(error, DawnError)
     line = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-    line = " ".join(line.replace(f"{folder}{os.sep}", "").split())
+    line = FORM.reworded(" ".join(line.replace(f"{folder}{os.sep}", "").split()))
     return Failure(type=type(error).__name__ if known else "ServiceError", message=line, status=status_of(error))
 
 

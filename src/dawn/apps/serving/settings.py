@@ -5,51 +5,38 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from dawn import DEFAULT_PRESET
-from dawn.apps.server_settings import is_loopback
-from dawn.config import Strict
+from dawn.apps.server_settings import Hours, Port, Seconds, ServerSettings, Waiting, is_loopback
 from dawn.errors import ConfigError
-from dawn.media.audio import MAX_SPEECH_S, MIN_SPEECH_S
-from dawn.media.image import MAX_IMAGE_PIXELS, MIN_SIDE_PX
+from dawn.options import Control
 
 TOKEN_VARIABLE = "DAWN_TOKEN"
 MIN_TOKEN_LETTERS = 16
 
 
-class ServeSettings(Strict):
-    """Where the service listens, what it runs, and its limits."""
+class ServeSettings(ServerSettings):
+    """Where the service listens, what it runs, and its limits. ``max_upload_mb`` is of both files together."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    """0 takes any free one."""
-    preset: str = DEFAULT_PRESET
-    device: str = "auto"
-    data: Path | None = None
-    """Folder of jobs and their files; by default one that the user's programs keep their state in."""
-    token_file: Path | None = None
-    """Holds the bearer token; without one the environment variable DAWN_TOKEN does."""
-    max_queue: int = Field(16, ge=1, le=10_000)
-    """Jobs that may wait, uploads under way included."""
-    max_upload_mb: float = Field(64, gt=0, le=4096)
-    """Of both files together, in 10^6 bytes."""
-    max_seconds: float = Field(600, ge=MIN_SPEECH_S, le=MAX_SPEECH_S)
-    """Of speech."""
-    max_pixels: int = Field(MAX_IMAGE_PIXELS, ge=MIN_SIDE_PX**2, le=MAX_IMAGE_PIXELS)
-    """Of a portrait."""
-    upload_timeout_s: float = Field(60, gt=0, le=3600)
-    keep_hours: float = Field(24, gt=0, le=24 * 3650)
-    """Finished jobs are removed with their files after so long."""
+    port: Port = 8000
+    data: Annotated[Path | None, Control(unset="the user's state folder", value="DIR")] = Field(
+        None, description="folder of jobs and results"
+    )
+    token_file: Annotated[Path | None, Control(value="F")] = Field(
+        None, description=f"has the bearer token; or set {TOKEN_VARIABLE}"
+    )
+    max_seconds: Seconds = 600
+    max_queue: Waiting = Field(16, description="jobs that may wait, uploads under way included; more are answered 429")
+    upload_timeout_s: Annotated[float, Control(value="S")] = Field(
+        60, gt=0, le=3600, description="an upload must have come in by then"
+    )
+    keep_hours: Hours = Field(24, description="finished jobs are kept so long, with their files")
 
     @property
     def folder(self) -> Path:
         return (self.data or state_folder()).absolute()
-
-    @property
-    def max_upload_bytes(self) -> int:
-        return round(self.max_upload_mb * 1e6)
 
 
 def state_folder() -> Path:
@@ -82,7 +69,7 @@ def read_token(settings: ServeSettings) -> str | None:
         return None
     else:
         raise ConfigError(
-            f"host {settings.host!r} can be reached from other machines: give --token-file or {TOKEN_VARIABLE}, "
+            f"host {settings.host!r} can be reached from other machines: give `token_file` or {TOKEN_VARIABLE}, "
             "or listen on 127.0.0.1"
         )
     if len(token) < MIN_TOKEN_LETTERS or not (token.isascii() and token.isprintable()) or " " in token:

@@ -21,6 +21,7 @@ from dawn.apps.serving.settings import ServeSettings
 from dawn.config import parse
 from dawn.errors import ConfigError, InputError
 from dawn.media.files import output_error
+from dawn.options import PORTRAIT, SPEECH
 
 MAX_FIELD_BYTES = 1024
 LINGER_S = 5.0
@@ -30,7 +31,7 @@ LINGER_S = 5.0
 def form_schema() -> dict[str, Any]:
     """JSON schema of the form, from the options themselves."""
     schema = JobOptions.model_json_schema()
-    for name, words in (("speech", "sound file, or video with sound"), ("portrait", "picture with one face")):
+    for name, words in (("speech", SPEECH), ("portrait", PORTRAIT)):
         file = {"type": "string", "format": "binary", "description": words}
         schema["properties"] = {name: file, **schema["properties"]}
     schema["required"] = list(INPUTS)

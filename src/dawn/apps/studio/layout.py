@@ -5,15 +5,18 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 
 from dawn.apps.studio.settings import StudioSettings
 from dawn.apps.studio.words import empty_stage, line
+from dawn.options import FULL_SIZE_PX, FULL_SIZES_PX, PRESETS_OWN, SQUARE_SIZES_PX, option
 
-CROP_SIZES = [("128 px", 128), ("256 px", 256), ("512 px", 512)]
-FULL_SIZES = [("512 px", 512), ("1280 px", 1280), ("2560 px", 2560)]
-DEFAULT_SIZES = {"crop": 256, "full": 1280}
+AS_PRESET = "preset"
+"""Value of a choice that is left to the preset."""
+FULL_SHOWN_PX = 512
+"""The smallest limit of a whole photograph that the page offers."""
 EXAMPLE_PORTRAITS = {"Astronaut": "portrait.jpg", "Admiral": "portrait-2.jpg"}
 EXAMPLE_SPEECHES = {"3 seconds": "speech-short.mp3", "9 seconds": "speech.mp3"}
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
@@ -111,7 +114,11 @@ def _inputs(parts: SimpleNamespace, settings: StudioSettings) -> None:
         parts.portraits = {gr.Button(name, size="sm", min_width=80): file for name, file in EXAMPLE_PORTRAITS.items()}
     parts.seen = gr.HTML(elem_id="dawn-seen")
     parts.face = gr.Radio(
-        [], label="Which face", info="Numbered from left to right in the picture.", visible=False, elem_id="dawn-face"
+        [],
+        label=option("face").control.label,
+        info="Numbered from left to right in the picture.",
+        visible=False,
+        elem_id="dawn-face",
     )
     gr.Markdown(f"### Speech\nA recording of a voice, at most {_minutes(settings.max_seconds)}.")
     parts.speech = gr.Audio(
@@ -136,31 +143,71 @@ def _minutes(seconds: float) -> str:
 def _controls(parts: SimpleNamespace) -> None:
     with gr.Accordion("Settings", open=False, elem_id="dawn-settings"):
         with gr.Row(elem_id="dawn-seeds"):
-            parts.seed = gr.Number(
-                0,
-                label="Seed",
-                precision=0,
-                elem_id="dawn-seed",
-                info="Another number, another performance; the same number, the same video.",
-                min_width=160,
-                scale=3,
-            )
+            parts.seed = _control("seed", elem_id="dawn-seed", min_width=160, scale=3)
             parts.dice = gr.Button("Roll dice", elem_id="dawn-dice", min_width=110, scale=1)
-        parts.pose_scale = gr.Slider(0, 3, 1, step=0.05, label="Head motion", info="1 is natural, 0 none.")
-        parts.still = gr.Checkbox(False, label="Still head", info="Only the face and the eyes move.")
-        parts.blink = gr.Slider(0, 1.5, 1, step=0.05, label="Blinks", info="How far the eyes shut; 0 leaves them open.")
-        parts.expression = gr.Slider(0, 2, 1, step=0.05, label="Expression", info="Strength of all facial motion.")
-        parts.guidance = gr.Slider(
-            1, 4, 1.75, step=0.05, label="Guidance", info="How strongly the lips follow the sound."
-        )
-        parts.frame = gr.Radio([("Face, square", "crop"), ("Whole photograph", "full")], value="crop", label="Picture")
-        parts.size = gr.Dropdown(
-            CROP_SIZES,
-            value=DEFAULT_SIZES["crop"],
-            label="Size",
-            elem_id="dawn-size",
-            info="Side of the square. 128 px is the quickest.",
-        )
+        for name in ("pose_scale", "still", "blink", "expression", "guidance", "steps", "frame"):
+            setattr(parts, name, _control(name, elem_id=f"dawn-{name.replace('_', '-')}"))
+        parts.size = gr.Dropdown(elem_id="dawn-size", label=option("size").control.label, **sizes("crop"))
+
+
+def _control(name: str, **more: Any) -> Any:
+    """The control of an option, with the label, range, default and words of its declaration.
+
+    An empty field leaves the choice to the preset.
+    """
+    told = option(name)
+    more |= {"label": told.control.label, "info": _sentence(told.words)}
+    if told.truth:
+        return gr.Checkbox(told.default, **more)
+    if told.number is None:
+        names = [(told.control.names.get(choice, choice), choice) for choice in told.choices]
+        return gr.Radio(names, value=told.default, **more)
+    if told.default is None:
+        more["info"] = _sentence(f"{told.words} ({told.limits})")
+        step = told.control.step or 1
+        return gr.Number(None, placeholder=PRESETS_OWN, precision=0 if told.number is int else None, step=step, **more)
+    if told.high is None:
+        return gr.Number(told.default, precision=0, **more)
+    return gr.Slider(told.low or 0, told.high, told.default, step=told.control.step, **more)
+
+
+def _strength(name: str, info: str, elem_id: str) -> gr.Slider:
+    """A factor for a part of the motion, as far as the option of the whole video goes."""
+    told = option(name)
+    label = f"{told.control.label} in this part"
+    return gr.Slider(told.low or 0, told.high or 1, 1, step=told.control.step, label=label, info=info, elem_id=elem_id)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def sizes(frame: str) -> dict[str, Any]:
+    """Choices, first value and words of the size of a kind of picture; ``AS_PRESET`` asks for nothing."""
+    if frame == "full":
+        picks = (FULL_SHOWN_PX, FULL_SIZE_PX, FULL_SIZES_PX[1])
+        words = "Longest side at most; smaller photographs stay as they are."
+        return {"choices": [(f"{size} px", size) for size in picks], "value": FULL_SIZE_PX, "info": words}
+    choices = [("The preset's own", AS_PRESET), *((f"{size} px", size) for size in SQUARE_SIZES_PX)]
+    words = f"Side of the square. {SQUARE_SIZES_PX[0]} px is the quickest."
+    return {"choices": choices, "value": AS_PRESET, "info": words}
+
+
+CONTROLS = ("seed", "pose_scale", "still", "blink", "expression", "guidance", "steps", "frame", "size")
+"""Options that the page has a control for, in the order of ``asked``."""
+
+
+def asked(*values: Any) -> dict[str, Any]:
+    """What the controls ask for beyond the defaults: those of the preset are never overridden by the page's."""
+    options = {}
+    for name, value in zip(CONTROLS, values, strict=True):
+        told = option(name)
+        if value in (None, AS_PRESET, "") and told.default is None:
+            continue
+        given = told.default if value is None else told.number(value) if told.number else value
+        if given != told.default:
+            options[name] = given
+    return options
 
 
 def _motion(parts: SimpleNamespace) -> None:
@@ -181,24 +228,8 @@ def _motion(parts: SimpleNamespace) -> None:
         parts.whole = gr.Button("Whole video", elem_id="dawn-whole", min_width=120)
     with gr.Row(equal_height=True):
         with gr.Column(min_width=260, elem_classes="dawn-card"):
-            parts.head = gr.Slider(
-                0,
-                3,
-                1,
-                step=0.05,
-                label="Head motion in this part",
-                elem_id="dawn-head",
-                info="Below 1 calmer, above 1 livelier.",
-            )
-            parts.face_strength = gr.Slider(
-                0,
-                2,
-                1,
-                step=0.05,
-                label="Expression in this part",
-                info="Below 1 weaker, above 1 stronger.",
-                elem_id="dawn-strength",
-            )
+            parts.head = _strength("pose_scale", "Below 1 calmer, above 1 livelier.", "dawn-head")
+            parts.face_strength = _strength("expression", "Below 1 weaker, above 1 stronger.", "dawn-strength")
             parts.apply = gr.Button("Apply", elem_id="dawn-apply")
         with gr.Column(min_width=260, elem_classes="dawn-card"):
             parts.add_blink = gr.Button("Add a blink at “From”", elem_id="dawn-add-blink")

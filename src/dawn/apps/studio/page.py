@@ -12,7 +12,7 @@ import gradio as gr
 
 from dawn.apps.studio import words
 from dawn.apps.studio.job import CANCELLED
-from dawn.apps.studio.layout import CROP_SIZES, DEFAULT_SIZES, FULL_SIZES, asset, build
+from dawn.apps.studio.layout import CONTROLS, asked, asset, build, sizes
 from dawn.apps.studio.loading import Loader
 from dawn.apps.studio.sessions import Sessions
 from dawn.apps.studio.settings import StudioSettings
@@ -30,10 +30,6 @@ IN_TURN: dict[str, Any] = {
     "concurrency_limit": 1,
     "show_progress": "hidden",
     "api_visibility": "private",
-}
-SIZE_HELP = {
-    "crop": "Side of the square. 128 px is the quickest.",
-    "full": "Longest side at most; smaller photographs stay as they are.",
 }
 TELL_TIMELINE = "(a, b) => { window.dispatchEvent(new CustomEvent('dawn-region', {detail: [a, b]})); }"
 Shown = dict[Any, Any]
@@ -80,12 +76,12 @@ class Page:
         self.blocks.unload(self._left)
         p.tick.tick(self._seen, None, None, **AT_ONCE)
         p.dice.click(lambda: random.randint(1, MAX_SEED), None, p.seed, **AT_ONCE)
-        p.frame.input(self._sizes, p.frame, p.size, **AT_ONCE)
+        p.frame.input(lambda frame: gr.update(**sizes(frame)), p.frame, p.size, **AT_ONCE)
         p.still.input(lambda still: gr.update(interactive=not still), p.still, p.pose_scale, **AT_ONCE)
 
     def _wire_work(self) -> None:
         p = self.parts
-        controls = [p.seed, p.pose_scale, p.still, p.blink, p.expression, p.guidance, p.frame, p.size]
+        controls = [getattr(p, name) for name in CONTROLS]
         region = [p.start, p.stop]
         running = []
         for button, run, inputs in (
@@ -200,10 +196,6 @@ class Page:
     def _left(self, request: gr.Request) -> None:
         self._sessions.left(str(request.session_hash))
 
-    def _sizes(self, frame: str) -> Any:
-        sizes = FULL_SIZES if frame == "full" else CROP_SIZES
-        return gr.update(choices=sizes, value=DEFAULT_SIZES[frame], info=SIZE_HELP[frame])
-
     # -------------------------------------------------------------------------------------------------------- work
 
     def _begin(self, request: gr.Request) -> Shown:
@@ -214,33 +206,9 @@ class Page:
             button: gr.update(interactive=False) for button in self._buttons
         }
 
-    def _generate(
-        self,
-        seed: int,
-        pose_scale: float,
-        still: bool,
-        blink: float,
-        expression: float,
-        guidance: float,
-        frame: str,
-        size: int,
-        request: gr.Request,
-    ) -> Iterator[Shown]:
+    def _generate(self, request: gr.Request, *values: Any) -> Iterator[Shown]:
         session = self._session(request)
-        yield from self._watch(
-            session,
-            lambda: session.generate(
-                size,
-                frame,
-                seed=int(seed or 0),
-                pose_scale=pose_scale,
-                still=still,
-                blink=blink,
-                expression=expression,
-                guidance=guidance,
-            ),
-            new=True,
-        )
+        yield from self._watch(session, lambda: session.generate(**asked(*values)), new=True)
 
     def _redraw(self, request: gr.Request) -> Iterator[Shown]:
         session = self._session(request)

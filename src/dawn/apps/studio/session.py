@@ -208,9 +208,9 @@ class Session:
 
     # -------------------------------------------------------------------------------------------------- long work
 
-    def generate(self, size: int | None, frame: str, **options: Any) -> Job:
-        """Make a video of the portrait and the speech. size, frame and options: as ``Dawn.__call__`` takes them. The last
-        video stays until the new one is finished."""
+    def generate(self, **options: Any) -> Job:
+        """Make a video of the portrait and the speech. options: as ``Dawn.__call__`` takes them; what is not given is left to
+        the preset. The last video stays until the new one is finished."""
         portrait, recording = self.portrait, self.recording
         if portrait is None:
             raise InputError("there is no portrait yet: choose a photograph with a face")
@@ -225,7 +225,7 @@ class Session:
         def make(model: Dawn, job: Job) -> None:
             image = media.read_image(portrait.path, self._settings.max_pixels)
             job.report("prepare", 0, 0)
-            video = model(image, speech, size=size, frame=frame, face=portrait.face, progress=self._report, **options)
+            video = model(image, speech, face=portrait.face, progress=self._report, **options)
             take = Take(video, self._new_folder("take"))
             try:
                 self._draw(take, job)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from dawn.apps.studio.job import Progress
+from dawn.apps.surfaces import PAGE
 from dawn.checks.findings import Finding, Level
 from dawn.structs import FPS
 
@@ -45,10 +46,10 @@ MARKS: dict[Level, str] = {"ok": "✓", "warning": "!", "error": "✕"}
 
 
 def line(text: str, level: Level = "ok") -> str:
-    """One marked line; errors are announced to screen readers at once."""
+    """One marked line, its options called as the page calls them; errors are announced to screen readers at once."""
     role = "alert" if level == "error" else "status"
     mark = f'<b aria-hidden="true">{MARKS[level]}</b>'
-    return f'<div class="dawn-line dawn-{level}" role="{role}">{mark}<span>{escape(text)}</span></div>'
+    return f'<div class="dawn-line dawn-{level}" role="{role}">{mark}<span>{escape(PAGE.reworded(text))}</span></div>'
 
 
 def findings(found: Sequence[Finding], summary: str, in_short: Callable[[str], str] = str) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dawn.errors import AudioError, CheckpointError, ConfigError
+from dawn.errors import AudioError, CheckpointError, ConfigError, missing_extra
 from dawn.models.audio.features import _check_speech
 from dawn.structs import SPEECH_RATE_HZ
 
@@ -84,7 +84,7 @@ def load_hubert(path_or_id: str = "facebook/hubert-large-ls960-ft") -> nn.Module
     try:
         transformers = import_module("transformers")
     except ImportError as error:
-        raise ConfigError('HuBERT needs the transformers package: pip install "dawn[hubert]"') from error
+        raise missing_extra("transformers", "hubert") from error
     try:
         with _quiet_transformers():
             model, info = transformers.HubertModel.from_pretrained(

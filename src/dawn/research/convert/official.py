@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dawn.checkpoint import MAX_WEIGHT_BYTES, assemble, load_into, load_pickle
 from dawn.config import PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, UNetConfig
-from dawn.errors import CheckpointError, ConfigError, OutputError
+from dawn.errors import CheckpointError, ConfigError, OutputError, missing_extra
 from dawn.models.paper.bundle import PaperBundle
 from dawn.research.convert import a2v_keys, lfg_keys, pbnet_keys
 
@@ -55,7 +55,7 @@ def find_files(folder: Path, size_px: int | None = None) -> OfficialFiles:
     if size_px is None:
         there = [size for size in SIZES_PX if any(folder.rglob(f"DAWN_{size}*.pth"))]
         if len(there) > 1:
-            raise ConfigError(f"{folder}: holds models of 128 and 256 px; choose one with --size")
+            raise ConfigError(f"{folder}: holds models of 128 and 256 px; choose one with `size`")
         size_px = there[0] if there else SIZES_PX[0]
     # pbnet_seperate is the published spelling of an older layout; both hold folders pose and blink.
     return OfficialFiles(
@@ -163,7 +163,7 @@ def pbnet_config(checkpoint: Path, outputs: int) -> PublishedPBNetConfig:
     try:
         import yaml
     except ImportError as error:
-        raise ConfigError('reading opt.yaml needs the pyyaml package: pip install "dawn[paper]"') from error
+        raise missing_extra("pyyaml", "paper") from error
     try:
         if path.stat().st_size > MAX_OPTIONS_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_OPTIONS_BYTES} bytes, not the published options")

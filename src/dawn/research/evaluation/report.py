@@ -19,9 +19,9 @@ from dawn.engines.load import build_engine, load_bundle, pick_device
 from dawn.errors import ConfigError, InputError
 from dawn.measures import lips
 from dawn.models.judges.sface import load_sface
+from dawn.options import FULL_SIZE_PX
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress, ignore_progress, peak_memory_mib
-from dawn.rendering.composite import LIMIT_PX
 from dawn.research.evaluation.bench import Bench, EvalClip, Shown, read_clips, track
 from dawn.research.evaluation.community.figures import community_figures
 from dawn.research.evaluation.community.files import load_community
@@ -230,8 +230,8 @@ def _benches(
     for name, engine in engines.items():
         native, mean_face = engine.native_px, engine.mean_face()
         size = size_px or native
-        if not native <= size <= LIMIT_PX:
-            raise ConfigError(f"size {size}: {name} draws {native} px; give {native} to {LIMIT_PX}")
+        if not native <= size <= FULL_SIZE_PX:
+            raise ConfigError(f"size {size}: {name} draws {native} px; give {native} to {FULL_SIZE_PX}")
         material = next((m for s, face, m in read if s == size and torch.equal(face, mean_face)), None)
         if material is None:
             material = read_clips(clips, size, mean_face, limit)

@@ -58,7 +58,7 @@ def split_overrides(part: str, overrides: dict[str, str]) -> tuple[TrainConfig, 
     values = {key: _value(text) for key, text in overrides.items()}
     for_model = {key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")}
     for_train = {key: value for key, value in values.items() if not key.startswith("model.")}
-    return parse(train_kind, for_train, "--set"), parse(model_kind, for_model, "--set model")
+    return parse(train_kind, for_train, "training options"), parse(model_kind, for_model, "network options")
 
 
 def _value(text: str) -> Any:
@@ -97,7 +97,7 @@ def run_training(
         paper = paper_recipe(part, config, model, data, out, validation, audio)
         return train(paper, config, out, report)
     if audio is None:
-        raise ConfigError(f"training {part} needs the audio encoder: give --audio PRESET/audio.safetensors")
+        raise ConfigError(f"training {part} needs the audio encoder: give `audio=PRESET/audio.safetensors`")
     encoder = load_audio_encoder(audio)
     clips = ClipStore(data)
     motion = fit_motion_space(clips, out)
@@ -202,11 +202,11 @@ def _partner(out: Path, shares: str | None, missing: list[str]) -> LitePresetCon
     """The preset beside ``out`` that has the missing parts."""
     if shares is None:
         if missing:
-            raise ConfigError(f"no folder for {', '.join(missing)}: give --{missing[0]} DIR, or --shares PRESET")
+            raise ConfigError(f"no folder for {', '.join(missing)}: give `{missing[0]}=DIR`, or `shares=PRESET`")
         return None
     folder = out.resolve().parent / shares
     if folder == out.resolve() or not (folder / "config.json").is_file():
-        raise ConfigError(f"--shares {shares}: {folder} is no other preset; name one that lies beside {out}")
+        raise ConfigError(f"`shares={shares}`: {folder} is no other preset; name one that lies beside {out}")
     other = read_config(folder / "config.json", LitePresetConfig)
     for part in missing:
         path = folder / f"{part}.safetensors"

@@ -163,7 +163,7 @@ class _Run:
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"{self.state_path}: cannot resume ({reason}); use another --out or remove it"
+                f"{self.state_path}: cannot resume ({reason}); use another `out` or remove it"
             ) from error
         log.info("resumed at step %d", self.step)
 

@@ -78,7 +78,7 @@ class DetailRecipe(PairRecipe):
         if stage == "detail" and model.fine is not None:
             raise ConfigError("model.fine is set: train the painter of the decoded size first, with model.fine=null")
         if not config.start:
-            raise ConfigError(f"training {stage} needs a trained generator: --set start=RUN/lfg.safetensors")
+            raise ConfigError(f"training {stage} needs a trained generator: set start=RUN/lfg.safetensors")
         self.frozen = load_generator(generator, Path(config.start), stage)
         critics = {"mouth": WindowDiscriminator(3 + 2 + 5), "eye": WindowDiscriminator(3 + 1 + 4)}
         self.networks = {

@@ -55,7 +55,7 @@ def paper_recipe(
         return PaperLFGRecipe(config, model, data, validation)
     if audio is None:
         raise ConfigError(
-            f"training {part} needs a speech encoder: give --audio, a HuBERT folder or PRESET/audio.safetensors"
+            f"training {part} needs a speech encoder: give `audio`, a HuBERT folder or PRESET/audio.safetensors"
         )
     if part in PUBLISHED:
         model = pbnet_config(part, model)
@@ -79,7 +79,9 @@ def paper_recipe(
 def pbnet_config(part: str, given: PublishedPBNetConfig) -> PublishedPBNetConfig:
     """The published network of this part, changed as far as given. Raises ConfigError for another number of outputs."""
     published = PUBLISHED[part]
-    changed = parse(PublishedPBNetConfig, published.model_dump() | given.model_dump(exclude_unset=True), "--set model")
+    changed = parse(
+        PublishedPBNetConfig, published.model_dump() | given.model_dump(exclude_unset=True), "network options"
+    )
     if changed.outputs != published.outputs:
         raise ConfigError(f"model.outputs {changed.outputs}: {part} has {published.outputs}; leave it out")
     return changed

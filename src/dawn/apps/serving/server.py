@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dawn.apps.serving.settings import ServeSettings, read_token
-from dawn.errors import ConfigError
+from dawn.errors import ConfigError, missing_extra
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = log.info) -> int
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "dawn":
             raise
-        raise ConfigError(f'the {error.name} package is missing: pip install "dawn[serve]"') from error
+        raise missing_extra(error.name or "", "serve") from error
     from dawn.pipeline import Dawn
 
     token = read_token(settings)
@@ -96,10 +96,10 @@ def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
         listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         reasons = {
-            errno.EADDRINUSE: "in use; stop what listens there, or choose another --port",
-            errno.EACCES: "not allowed; choose a --port of 1024 or above",
+            errno.EADDRINUSE: "in use; stop what listens there, or choose another `port`",
+            errno.EACCES: "not allowed; choose a `port` of 1024 or above",
         }
-        reason = reasons.get(error.errno or 0) or f"cannot be listened on ({error.strerror or error}); check --host"
+        reason = reasons.get(error.errno or 0) or f"cannot be listened on ({error.strerror or error}); check `host`"
         raise ConfigError(f"{where}: {reason}") from error
     try:
         yield listener

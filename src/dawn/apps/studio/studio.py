@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dawn.apps.guard import Guard
 from dawn.apps.studio.loading import Loader
 from dawn.apps.studio.sessions import Sessions
 from dawn.apps.studio.settings import StudioSettings, accounts
-from dawn.errors import ConfigError
-
-__all__ = ["StudioSettings", "studio"]
+from dawn.errors import ConfigError, missing_extra
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -23,7 +22,12 @@ POLICY = (
     "worker-src 'self' blob:; frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
 )
 """Gradio's pages evaluate scripts of their own; nothing may be asked of any other address."""
-MISSING = 'the gradio package is missing: pip install "dawn[serve]"'
+HEADERS = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+)
+"""Of every answer."""
 
 
 def studio(settings: StudioSettings, say: Callable[[str], None] = lambda line: None) -> int:
@@ -61,7 +65,7 @@ def free_port(host: str, port: int) -> int:
             probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
-        other = f"--port {port + 1}" if port and port < 65535 else "another"
+        other = f"`port={port + 1}`" if port and port < 65535 else "another"
         raise ConfigError(
             f"port {port} of {host!r} cannot be had ({error.strerror}): give {other}, or end what uses it"
         ) from error
@@ -104,7 +108,7 @@ def _launch(
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ConfigError(MISSING) from error
+        raise missing_extra("gradio", "serve") from error
     from starlette.middleware import Middleware
 
     from dawn.apps.studio.layout import asset, text_of, theme
@@ -121,7 +125,7 @@ def _launch(
             show_error=False,
             auth=users or None,
             auth_message="dawn studio",
-            max_file_size=settings.max_upload_mb << 20,
+            max_file_size=settings.max_upload_bytes,
             root_path=settings.root_path,
             allowed_paths=None,
             ssr_mode=False,
@@ -134,7 +138,11 @@ def _launch(
             theme=theme(),
             favicon_path=asset("icon.svg"),
             head=f"<style>{text_of('page.css')}</style>",
-            app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(Guard, refuse=refusal, headers=HEADERS)],
+                "docs_url": None,
+                "redoc_url": None,
+            },
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -143,27 +151,8 @@ def _launch(
     return blocks
 
 
-class Guard:
-    """Adds the policy to every answer, and refuses what would make the server fetch addresses of others (ASGI)."""
+def refusal(scope: Any) -> Any:
+    """Refuses what would make the server fetch addresses of others."""
+    from starlette.responses import Response
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = list(message.get("headers", []))
-                headers += [
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"same-origin"),
-                ]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        path = scope.get("path", "")
-        if scope["type"] == "http" and ("file=http" in path or "/proxy=" in path):
-            await guarded({"type": "http.response.start", "status": 403, "headers": []})
-            await guarded({"type": "http.response.body", "body": b""})
-            return
-        await self._app(scope, receive, guarded)
+    return Response(status_code=403) if "file=http" in scope["path"] or "/proxy=" in scope["path"] else None
