@@ -20,7 +20,7 @@ from dawn.engines.lite import generate_head
 from dawn.engines.rules import shape_head
 from dawn.face.geometry import eye_aspect_ratio
 from dawn.measures.intervals import bootstrap_interval
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.pbnet import first_state
 from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--takes", type=int, default=1000)
     args = parser.parse_args()
     dawn = Dawn.from_pretrained(args.preset, "cpu")
-    assert isinstance(dawn.bundle, Bundle), "a lite preset"
+    assert isinstance(dawn.bundle, LiteBundle), "a lite preset"
     faces = [dawn.prepare(path) for path in args.portraits]
     ten = np.resize(media.read_speech(args.speech).samples, WINDOW_S * SPEECH_RATE_HZ)
     _, audio = dawn.heard(Speech(np.tile(ten, WINDOWS), float(LONG_S)), Stopwatch())

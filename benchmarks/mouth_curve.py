@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dawn.measures import lips, picture
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
 from dawn.research.evaluation.bench import Bench, read_clips
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first so many clips of each person")
     args = parser.parse_args()
     bundle = Dawn.from_pretrained(args.preset, "cpu").bundle
-    assert isinstance(bundle, Bundle), "a lite preset"
+    assert isinstance(bundle, LiteBundle), "a lite preset"
     clips = read_clips(args.clips, bundle.config.lfg.image_size_px, bundle.motion.mean_face, args.limit)
     with FaceTracker() as tracker, torch.inference_mode():
         bench = Bench(args.preset, bundle, tracker, clips, lambda *_: None)

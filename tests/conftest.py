@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+# Before any network is imported: all calls check the shapes of their signatures.
+jaxtyping.install_import_hook(["dawn.models", "dawn.diffusion"], "shapes.check")
+
 import dawn
 from dawn.apps.cli.main import main
 from dawn.checkpoint import PARTS, assemble
 from dawn.config import A2VConfig, AudioConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.pipeline import Dawn
 from dawn.structs import Face, ImageArray, Speech
 
@@ -51,10 +55,10 @@ TINY = PresetConfig(
 )
 
 
-def random_bundle(config: PresetConfig = TINY, seed: int = 0) -> Bundle:
+def random_bundle(config: PresetConfig = TINY, seed: int = 0) -> LiteBundle:
     """Networks whose every part has an effect: nothing is left at zero, and motion moves the face visibly."""
     torch.manual_seed(seed)
-    bundle = Bundle(config)
+    bundle = LiteBundle(config)
     for part in (bundle.a2v, bundle.pbnet):
         for parameter in part.parameters():
             if not parameter.any():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dawn.config import A2VConfig, PBNetConfig, SamplerConfig
 from dawn.engines import lite as generation
 from dawn.engines.lite import generate_expression, generate_head
-from dawn.models.attention import LocalSelfAttention, band_mask, chunks, local_attention, rotary
-from dawn.models.lite.a2v import A2VTransformer
+from dawn.models.attention import LocalSelfAttention, band_mask, chunks, local_attention, rotate
+from dawn.models.lite.a2v import A2VTransformer, Conditions
 from dawn.models.lite.pbnet import PBNet, smooth_noise, smoothing_reach
 
 A2V = A2VConfig(audio_size=12, motion_size=6, source_size=8, width=16, layers=2, heads=2, window_frames=3)
@@ -76,17 +76,17 @@ def test_band_mask() -> None:
 
 def test_rotary_scores_depend_on_distance_only() -> None:
     q, k = torch.randn(2, 1, 2, 20, 16, generator=seeded(4), dtype=torch.float64)
-    here, there = (rotary(q, s) @ rotary(k, s).transpose(-1, -2) for s in (0, 137))
+    here, there = (rotate(q, s) @ rotate(k, s).transpose(-1, -2) for s in (0, 137))
     torch.testing.assert_close(here, there, atol=1e-3, rtol=0)
     same = q[:, :, :1].expand_as(q)
-    scores = rotary(same) @ rotary(same).transpose(-1, -2)
+    scores = rotate(same) @ rotate(same).transpose(-1, -2)
     torch.testing.assert_close(scores[..., 0, 3], scores[..., 5, 8], atol=1e-4, rtol=0)
     assert float((scores[..., 0, 3] - scores[..., 0, 4]).abs().min()) > 1e-3, "and they do depend on it"
 
 
 def test_rotary_turns_the_whole_head_and_keeps_lengths() -> None:
     x = torch.randn(1, 1, 9, 16, generator=seeded(5))
-    turned = rotary(x)
+    turned = rotate(x)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[..., 0, :], x[..., 0, :])
     assert float((turned[..., 8, :] - x[..., 8, :]).abs().min()) > 0, "no dimension is left out"
@@ -118,7 +118,8 @@ def a2v_input(frames: int) -> dict[str, Tensor]:
 
 
 def run_a2v(network: A2VTransformer, values: dict[str, Tensor]) -> Tensor:
-    return network(**{**values, "audio": network.embed_audio(values["audio"])})
+    conditions = Conditions(network.embed_audio(values["audio"]), values["head"], values["source"])
+    return network(values["x"], values["time"], conditions)
 
 
 @pytest.mark.parametrize("name", ["x", "audio", "head"])

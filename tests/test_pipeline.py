@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dawn import media
 from dawn.engines.lite import generate_motion
 from dawn.errors import ConfigError, MotionError, NoFaceError
 from dawn.media.motion_json import load_motion, save_motion
+from dawn.models.attention import chunks
 from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn
 from dawn.structs import FPS, Face, Motion, Speech
@@ -78,7 +80,7 @@ def test_chunks_equal_the_whole(
 
     features = tiny_model.bundle.audio.encode(torch.from_numpy(speech(frames).samples), frames)
     whole = generate_motion(tiny_model.bundle, features, portrait_face, GenerateOptions(seed=1))
-    monkeypatch.setattr(dawn.models.attention.chunks, "__defaults__", (16,))
+    monkeypatch.setattr(dawn.engines.lite, "chunks", partial(chunks, size=16))
     parts = generate_motion(tiny_model.bundle, features, portrait_face, GenerateOptions(seed=1))
     for name in ("pose", "blink", "expression"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)

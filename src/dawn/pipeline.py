@@ -22,7 +22,7 @@ from dawn.engines.engine import Engine, load_bundle, pick_device
 from dawn.engines.lite import LiteEngine
 from dawn.engines.paper import PaperEngine
 from dawn.errors import ConfigError, MotionError
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.paper.bundle import PaperBundle
 from dawn.options import GenerateOptions
@@ -147,7 +147,7 @@ class Video:
     def space(self) -> MotionSpace | None:
         """What the coefficients of ``motion`` mean; None for the published model, whose motion is dense flow."""
         bundle = self._model.bundle
-        return bundle.motion if isinstance(bundle, Bundle) else None
+        return bundle.motion if isinstance(bundle, LiteBundle) else None
 
     @property
     def comment(self) -> str:
@@ -178,9 +178,11 @@ class Video:
 class Dawn:
     """A loaded model. Make it with ``from_pretrained`` once and call it for every video."""
 
-    def __init__(self, bundle: Bundle | PaperBundle, device: torch.device) -> None:
+    def __init__(self, bundle: LiteBundle | PaperBundle, device: torch.device) -> None:
         """bundle: as ``load_bundle`` gives it; it is changed for inference in place."""
-        self.engine: Engine = LiteEngine(bundle, device) if isinstance(bundle, Bundle) else PaperEngine(bundle, device)
+        self.engine: Engine = (
+            LiteEngine(bundle, device) if isinstance(bundle, LiteBundle) else PaperEngine(bundle, device)
+        )
         self.bundle = bundle
         self.device = device
 

@@ -25,8 +25,9 @@ from dawn.measures import identity, lips, motion, sync
 from dawn.measures.intervals import share
 from dawn.measures.lips import pooled_std
 from dawn.measures.motion import runs
+from dawn.measures.sface import default_sface_path, load_sface
 from dawn.media.files import FilePath, write_json
-from dawn.models.judges.sface import EMBEDDING_SIZE, SFace, default_sface_path, load_sface
+from dawn.models.judges.sface import EMBEDDING_SIZE, SFace
 from dawn.models.judges.sync import MAX_LAG_FRAMES, MIN_CLIP_FRAMES, LagDistances, SyncJudge
 from dawn.pipeline import Video
 from dawn.preprocess.crop import crop_box, cut, to_crop_units

@@ -11,7 +11,7 @@ from torch import Tensor
 from dawn.checkpoint import PAPER_PARTS, PARTS, find_preset, load_into, part_path, read_preset, read_weights
 from dawn.config import PresetConfig
 from dawn.errors import ConfigError
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.paper.bundle import PaperBundle
 from dawn.options import GenerateOptions
@@ -32,11 +32,11 @@ class Engine(Protocol):
     def transfer(self, landmarks: Tensor, face: Face) -> Motion: ...
 
 
-def load_bundle(preset: PathLike) -> Bundle | PaperBundle:
+def load_bundle(preset: PathLike) -> LiteBundle | PaperBundle:
     """All networks of a preset on the CPU, as trained, frozen. Raises ConfigError, CheckpointError."""
     folder = find_preset(preset)
     config = read_preset(folder)
-    bundle = Bundle(config) if isinstance(config, PresetConfig) else PaperBundle(config)
+    bundle = LiteBundle(config) if isinstance(config, PresetConfig) else PaperBundle(config)
     for part in PARTS if isinstance(config, PresetConfig) else PAPER_PARTS:
         path = part_path(folder, part, getattr(config, "shares", None))
         load_into(getattr(bundle, part), read_weights(path, config.sha256.get(part)), str(path))

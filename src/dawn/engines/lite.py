@@ -26,8 +26,8 @@ from dawn.face.geometry import (
 )
 from dawn.models.attention import CHUNK_FRAMES, chunks
 from dawn.models.blocks import fold_for_inference
-from dawn.models.lite.a2v import A2VTransformer
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.a2v import A2VTransformer, Conditions
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.lfg import Source
 from dawn.models.lite.pbnet import EAR_UNIT, PBNet, first_state
 from dawn.options import GenerateOptions
@@ -71,13 +71,14 @@ def generate_expression(
     embedded = audio.new_empty(frames, a2v.config.width)
     for start, stop, low, high in chunks(frames, a2v.reach_frames):
         embedded[start:stop] = a2v.embed_audio(audio[None, low:high])[0, start - low : stop - low]
+    conditions = Conditions(embedded[None], head[None], source[None])
     nothing = torch.ones(1, dtype=torch.bool, device=audio.device)
 
     def velocity(x: Tensor, time: float) -> Tensor:
         out = torch.empty_like(x)
         t = torch.full((1,), time, device=x.device)
         for start, stop, low, high in chunks(frames, a2v.reach_frames):
-            window = (x[:, low:high], t, embedded[None, low:high], head[None, low:high], source[None])
+            window = (x[:, low:high], t, conditions.cut(low, high))
             v = a2v(*window)
             if guidance != 1:
                 base = a2v(*window, nothing)
@@ -90,7 +91,7 @@ def generate_expression(
 
 @torch.inference_mode()
 def generate_motion(
-    bundle: Bundle,
+    bundle: LiteBundle,
     audio: Tensor,
     face: Face,
     options: GenerateOptions,
@@ -132,7 +133,7 @@ def generate_motion(
 
 
 def shape_lips(
-    bundle: Bundle, expression: Tensor, shape: Tensor, quiet: Tensor | None, steps: int, guidance: float
+    bundle: LiteBundle, expression: Tensor, shape: Tensor, quiet: Tensor | None, steps: int, guidance: float
 ) -> Tensor:
     """What rules do to generated lips: small openings are closed further, and silence brings the mouth to rest.
 
@@ -147,7 +148,7 @@ def shape_lips(
     return shaped
 
 
-def rest_expression(bundle: Bundle, shape: Tensor, steps: int, guidance: float) -> Tensor:
+def rest_expression(bundle: LiteBundle, shape: Tensor, steps: int, guidance: float) -> Tensor:
     """What the network makes of lasting silence for this face, (K,): the mouth at rest."""
     silence = bundle.audio.encode(torch.zeros(REST_FRAMES * FRAME_SAMPLES, device=shape.device), REST_FRAMES)
     head = shape.new_zeros(REST_FRAMES, POSE_SIZE + BLINK_SIZE)
@@ -161,7 +162,7 @@ def rest_expression(bundle: Bundle, shape: Tensor, steps: int, guidance: float) 
 class LiteEngine:
     """What the pipeline asks of a preset, answered by the ``lite`` networks."""
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+    def __init__(self, bundle: LiteBundle, device: torch.device) -> None:
         """bundle: as loaded; it is changed for inference (folded) in place."""
         fold_for_inference(bundle.lfg)
         self.bundle = bundle.to(device)

@@ -16,15 +16,16 @@ from torch import Tensor
 from dawn.checkpoint import load_mean_face
 from dawn.config import PaperSamplerConfig, Precision
 from dawn.diffusion.gaussian import Epsilon, cosine_schedule, ddim, dpm_solver
+from dawn.engines.hubert import load_hubert
 from dawn.errors import ConfigError, MotionError
-from dawn.models.audio.hubert import HubertAudioEncoder, load_hubert
+from dawn.models.audio.hubert import HubertAudioEncoder
 from dawn.models.blocks import fold_for_inference
 from dawn.models.paper.a2v import A2VUNet
 from dawn.models.paper.bundle import PaperBundle
 from dawn.models.paper.conditions import assemble_conditions, published_box, published_ear, published_pose
 from dawn.models.paper.face_mask import face_mask
 from dawn.models.paper.lfg import PaperSource
-from dawn.models.paper.pbnet import PublishedPBNet, denormalise_pose, normalise_pose
+from dawn.models.paper.pbnet import PBNet, denormalise_pose, normalise_pose
 from dawn.options import GenerateOptions
 from dawn.rendering.draw import picture
 from dawn.structs import Face, Motion
@@ -117,7 +118,7 @@ class PaperEngine:
         mask = self.bundle.mask(face_mask(box, size))
         conditions = unet.prepare(self.source(face).feature, mask, condition[None])
         guidance = sampler.guidance if options.guidance is None else options.guidance
-        nothing = unet.nulled(conditions) if guidance != 1 else None
+        nothing = unet.without_condition(conditions) if guidance != 1 else None
 
         def epsilon(x: Tensor, time: int) -> Tensor:
             t = torch.full((1,), time, device=x.device)
@@ -168,7 +169,7 @@ class PaperEngine:
         raise ConfigError(f"the preset {self.bundle.config.name} cannot take another video's motion: use lite-128")
 
 
-def _sample(network: PublishedPBNet, first: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
+def _sample(network: PBNet, first: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
     """Change (T, k) against the first state (k,)."""
     latent = torch.randn((1, len(audio), network.config.latent_size), generator=generator).to(audio.device)
     return network.decode(latent, first[None], audio[None])[0]

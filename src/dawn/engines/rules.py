@@ -8,7 +8,7 @@ from torch import Tensor
 from dawn.face import mesh as lm
 from dawn.face.geometry import smooth
 from dawn.models.attention import CHUNK_FRAMES
-from dawn.models.audio.features import whole_frames
+from dawn.models.audio.features import fit_to_frames
 from dawn.options import GenerateOptions
 from dawn.structs import FRAME_SAMPLES, POSE_SIZE
 
@@ -42,7 +42,7 @@ def quiet_share(samples: Tensor, frames: int) -> Tensor:
     A frame is silent if the sound from two frames before it to two after stays below ``QUIET_DBFS``.
     """
     parts = samples[: frames * FRAME_SAMPLES].split(CHUNK_FRAMES * FRAME_SAMPLES)
-    power = torch.cat([whole_frames(part, CHUNK_FRAMES).view(-1, FRAME_SAMPLES).square().mean(1) for part in parts])
+    power = torch.cat([fit_to_frames(part, CHUNK_FRAMES).view(-1, FRAME_SAMPLES).square().mean(1) for part in parts])
     power = torch.nn.functional.pad(power, (0, frames - len(power)))
     loudest = torch.nn.functional.max_pool1d(power[None], 2 * QUIET_MARGIN_FRAMES + 1, 1, QUIET_MARGIN_FRAMES)[0]
     return smooth((loudest < 10 ** (QUIET_DBFS / 10)).float(), QUIET_EASE_FRAMES)

@@ -23,7 +23,7 @@ from torch import Tensor
 from dawn.errors import ImageError
 from dawn.face import mesh as lm
 from dawn.models.blocks import identity_grid, resize, warp
-from dawn.models.lite.regions import inside_polygon
+from dawn.models.lite.regions import fill_polygon
 from dawn.structs import Box, Face, FloatArray, ImageArray
 
 LIMIT_PX = 1280
@@ -116,7 +116,7 @@ def strictness(landmarks: Tensor, size: int) -> Tensor:
     out = torch.ones(1, 1, size, size, device=landmarks.device)
     for contour, factor in STRICTER:
         polygon = (landmarks[None, list(contour), :2] + 1) * (size / 2 / cell)
-        out += (factor - 1) * (2 * inside_polygon(place, place, polygon, 1.0)).clamp_max(1)
+        out += (factor - 1) * (2 * fill_polygon(place, place, polygon, 1.0)).clamp_max(1)
     return out
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dawn.errors import InputError
 from dawn.face.geometry import eye_aspect_ratio, remove_pose
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.preprocess.clips import MIN_FRAMES
 from dawn.preprocess.crop import to_crop_units
 from dawn.preprocess.tracker import FaceTracker
@@ -137,7 +137,7 @@ def scaled(frames: ImageArray, size_px: int) -> ImageArray:
 
 
 @torch.inference_mode()
-def render(bundle: Bundle, face: Face, landmarks: Tensor, full: FullFrame | None = None) -> ImageArray:
+def render(bundle: LiteBundle, face: Face, landmarks: Tensor, full: FullFrame | None = None) -> ImageArray:
     """Frames (T, S, S, 3) uint8 of a portrait for driving landmarks (T, 478, 3): the networks' own, or what ``full`` makes
     of them."""
     source = bundle.lfg.encode(picture(face, torch.device("cpu")), torch.from_numpy(face.landmarks)[None])
@@ -194,7 +194,7 @@ class Bench:
     """A preset and what it is tried on."""
 
     name: str
-    bundle: Bundle
+    bundle: LiteBundle
     tracker: FaceTracker
     clips: Sequence[EvalClip]
     progress: Progress

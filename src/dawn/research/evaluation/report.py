@@ -15,8 +15,8 @@ from torch import Tensor
 from dawn.checkpoint import load_mean_face
 from dawn.errors import ConfigError, InputError
 from dawn.measures import lips
-from dawn.models.judges.sface import load_sface
-from dawn.models.lite.bundle import Bundle
+from dawn.measures.sface import load_sface
+from dawn.models.lite.bundle import LiteBundle
 from dawn.pipeline import Dawn
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import peak_memory_mib
@@ -203,12 +203,12 @@ def _described(columns: Columns) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------- material
 
 
-def _load_presets(presets: Sequence[str | Path]) -> dict[str, Bundle]:
+def _load_presets(presets: Sequence[str | Path]) -> dict[str, LiteBundle]:
     """{column name: networks}. Raises ConfigError for presets that cannot be driven by landmarks, or a name used twice."""
-    bundles: dict[str, Bundle] = {}
+    bundles: dict[str, LiteBundle] = {}
     for preset in presets:
         bundle = Dawn.from_pretrained(preset, "cpu").bundle
-        if not isinstance(bundle, Bundle):
+        if not isinstance(bundle, LiteBundle):
             raise ConfigError(f"{preset}: the measures drive a face by landmarks, which only lite presets take")
         name = bundle.config.name
         if name in bundles:
@@ -220,7 +220,7 @@ def _load_presets(presets: Sequence[str | Path]) -> dict[str, Bundle]:
 
 
 def _benches(
-    bundles: dict[str, Bundle],
+    bundles: dict[str, LiteBundle],
     tracker: FaceTracker,
     clips: Path,
     limit: int | None,

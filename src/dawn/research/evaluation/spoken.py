@@ -22,7 +22,7 @@ from dawn.face.geometry import (
 from dawn.measures import lips, motion
 from dawn.measures.intervals import Interval
 from dawn.measures.lips import pooled_std
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.pbnet import EAR_UNIT
 from dawn.options import GenerateOptions
 from dawn.pipeline import Stopwatch
@@ -55,7 +55,7 @@ def exchanged(people: Sequence[str]) -> list[int]:
 
 
 def make_motion(
-    bundle: Bundle, face: Face, samples: FloatArray, frames: int, seed: int, watch: Stopwatch | None = None
+    bundle: LiteBundle, face: Face, samples: FloatArray, frames: int, seed: int, watch: Stopwatch | None = None
 ) -> Motion:
     """Sound → motion with the preset's own settings."""
     watch = watch or Stopwatch()
@@ -66,7 +66,7 @@ def make_motion(
         return generate_motion(bundle, features, face, GenerateOptions(seed=seed), quiet_share(sound, frames))
 
 
-def driving_landmarks(bundle: Bundle, face: Face, made: Motion) -> Tensor:
+def driving_landmarks(bundle: LiteBundle, face: Face, made: Motion) -> Tensor:
     """Landmarks (T, 478, 3) that show a motion on a face."""
     numbers = (made.pose, made.expression, face.shape, face.pose)
     return bundle.motion.landmarks(*map(torch.from_numpy, numbers))
@@ -90,7 +90,7 @@ class InTruePose(NamedTuple):
 
 
 @torch.inference_mode()
-def motion_in_true_pose(bundle: Bundle, clip: EvalClip, seed: int) -> InTruePose:
+def motion_in_true_pose(bundle: LiteBundle, clip: EvalClip, seed: int) -> InTruePose:
     """As ``make_motion``, but PBNet is left out: head pose and blinks are the clip's own, smoothed as for training."""
     face, frames = clip.face, len(clip)
     space, sampler = bundle.motion, bundle.config.sampler

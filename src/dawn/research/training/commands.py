@@ -18,7 +18,7 @@ from dawn.checkpoint import PARTS, assemble, file_sha256, load_mean_face, load_p
 from dawn.config import A2VConfig, LFGConfig, MotionSpaceConfig, PBNetConfig, PresetConfig, SyncJudgeConfig, parse
 from dawn.errors import CheckpointError, ConfigError, OutputError
 from dawn.face.geometry import pose_change
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.research.training.data import ClipStore
 from dawn.research.training.lite.a2v import A2VRecipe, A2VTrainConfig
@@ -163,7 +163,7 @@ def pack(
     if sampler is not None:
         values["sampler"] = sampler
     preset = parse(PresetConfig, values, "preset")
-    bundle = Bundle(preset)
+    bundle = LiteBundle(preset)
     networks = {part: getattr(bundle, part) for part in PARTS if part in parts}
     for part, network in networks.items():
         _load_mean(folders[part], part, network)
