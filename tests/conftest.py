@@ -8,17 +8,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+# Before any network is imported: all calls check the shapes of their signatures.
+jaxtyping.install_import_hook(["dawn.models", "dawn.diffusion"], "shapes.check")
+
 import dawn
 from dawn.apps.cli.main import main
 from dawn.checkpoint import assemble
 from dawn.config import A2VConfig, AudioConfig, LFGConfig, LitePresetConfig, MotionSpaceConfig, PBNetConfig
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.pipeline import Dawn
 from dawn.rendering import placement
 from dawn.structs import Face, ImageArray, Speech
@@ -53,10 +57,10 @@ TINY = LitePresetConfig(
 )
 
 
-def random_bundle(config: LitePresetConfig = TINY, seed: int = 0) -> Bundle:
+def random_bundle(config: LitePresetConfig = TINY, seed: int = 0) -> LiteBundle:
     """Networks whose every part has an effect: nothing is left at zero, and motion moves the face visibly."""
     torch.manual_seed(seed)
-    bundle = Bundle(config)
+    bundle = LiteBundle(config)
     for part in (bundle.a2v, bundle.pbnet):
         for parameter in part.parameters():
             if not parameter.any():

@@ -152,15 +152,7 @@ def test_only_programs_print() -> None:
 
 def test_presets_are_told_apart_by_their_kind() -> None:
     """No ``isinstance`` on presets, bundles or engines in the product."""
-    kinds = {
-        "LitePresetConfig",
-        "LitePresetConfig",
-        "PaperPresetConfig",
-        "Bundle",
-        "PaperBundle",
-        "LiteEngine",
-        "PaperEngine",
-    }
+    kinds = {"LitePresetConfig", "PaperPresetConfig", "LiteBundle", "PaperBundle", "LiteEngine", "PaperEngine"}
     for name, path in MODULES.items():
         if wing_of(name) != "product":
             continue

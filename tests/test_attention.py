@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dawn.config import A2VConfig, PBNetConfig, SamplerConfig
 from dawn.engines import lite as generation
 from dawn.engines.lite import FlowSampling, sample_expression, sample_head
-from dawn.models.attention import LocalSelfAttention, band_mask, chunks, local_attention, rotary
-from dawn.models.lite.a2v import A2VTransformer
+from dawn.models import attention
+from dawn.models.attention import (
+    LocalSelfAttention,
+    band_mask,
+    banded_attention,
+    chunks,
+    local_attention,
+    relative_bands,
+    relative_buckets,
+    rotate,
+)
+from dawn.models.lite.a2v import A2VTransformer, Conditions
 from dawn.models.lite.pbnet import PBNet, smooth_noise, smoothing_reach
 
 A2V = A2VConfig(audio_size=12, motion_size=6, source_size=8, width=16, layers=2, heads=2, window_frames=3)
@@ -76,17 +89,17 @@ def test_band_mask() -> None:
 
 def test_rotary_scores_depend_on_distance_only() -> None:
     q, k = torch.randn(2, 1, 2, 20, 16, generator=seeded(4), dtype=torch.float64)
-    here, there = (rotary(q, s) @ rotary(k, s).transpose(-1, -2) for s in (0, 137))
+    here, there = (rotate(q, s) @ rotate(k, s).transpose(-1, -2) for s in (0, 137))
     torch.testing.assert_close(here, there, atol=1e-3, rtol=0)
     same = q[:, :, :1].expand_as(q)
-    scores = rotary(same) @ rotary(same).transpose(-1, -2)
+    scores = rotate(same) @ rotate(same).transpose(-1, -2)
     torch.testing.assert_close(scores[..., 0, 3], scores[..., 5, 8], atol=1e-4, rtol=0)
     assert float((scores[..., 0, 3] - scores[..., 0, 4]).abs().min()) > 1e-3, "and they do depend on it"
 
 
 def test_rotary_turns_the_whole_head_and_keeps_lengths() -> None:
     x = torch.randn(1, 1, 9, 16, generator=seeded(5))
-    turned = rotary(x)
+    turned = rotate(x)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[..., 0, :], x[..., 0, :])
     assert float((turned[..., 8, :] - x[..., 8, :]).abs().min()) > 0, "no dimension is left out"
@@ -99,11 +112,11 @@ def changed_frames(before: Tensor, after: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("frames", [60, 260])
 def test_attention_reaches_its_window_and_no_further(frames: int) -> None:
-    attention = lively(LocalSelfAttention(16, 2, 5))
+    layer = lively(LocalSelfAttention(16, 2, 5))
     x = torch.randn(1, frames, 16, generator=seeded(6))
     y = x.clone()
     y[0, 30] += 1
-    assert changed_frames(attention(x), attention(y)) == list(range(25, 36))
+    assert changed_frames(layer(x), layer(y)) == list(range(25, 36))
 
 
 def a2v_input(frames: int) -> dict[str, Tensor]:
@@ -118,7 +131,8 @@ def a2v_input(frames: int) -> dict[str, Tensor]:
 
 
 def run_a2v(network: A2VTransformer, values: dict[str, Tensor]) -> Tensor:
-    return network(**{**values, "audio": network.embed_audio(values["audio"])})
+    conditions = Conditions(network.embed_audio(values["audio"]), values["head"], values["source"])
+    return network(values["x"], values["time"], conditions)
 
 
 @pytest.mark.parametrize("name", ["x", "audio", "head"])
@@ -239,3 +253,84 @@ def test_smooth_noise_in_chunks_is_the_whole() -> None:
 def test_scaled_dot_product_is_what_dense_means() -> None:
     q, k, v = torch.randn(3, 1, 1, 7, 4, generator=seeded(15))
     torch.testing.assert_close(dense(q, k, v, 7), F.scaled_dot_product_attention(q, k, v))
+
+
+@given(
+    frames=st.integers(1, 260),
+    window=st.integers(0, 60),
+    block=st.integers(1, 90),
+    dense_limit=st.sampled_from([0, 192]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_blocks_of_any_size_are_the_dense_attention(
+    frames: int, window: int, block: int, dense_limit: int, seed: int
+) -> None:
+    q, k, v = torch.randn(3, 1, 2, frames, 4, generator=seeded(seed))
+    with patch.object(attention, "DENSE_LIMIT", dense_limit):
+        made = local_attention(q, k, v, window, block)
+    torch.testing.assert_close(made, dense(q, k, v, window), atol=1e-5, rtol=0)
+
+
+@given(
+    frames=st.integers(1, 200),
+    window=st.integers(0, 50),
+    block=st.integers(1, 80),
+    buckets=st.sampled_from([8, 32]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_bands_are_the_dense_bias(frames: int, window: int, block: int, buckets: int, seed: int) -> None:
+    """Bands of any block size together hold each bias of the table where the window allows it, and nothing else."""
+    table = torch.randn(buckets, 2, generator=seeded(seed), dtype=torch.float64)
+    q, k, v = torch.randn(3, 1, 2, frames, 4, generator=seeded(seed + 1), dtype=torch.float64)
+    offset = torch.arange(frames) - torch.arange(frames)[:, None]
+    bias = table.t()[:, relative_buckets(offset, buckets, 40)].masked_fill(offset.abs() > window, float("-inf"))
+    expected = (q @ k.transpose(-1, -2) / 2 + bias).softmax(-1) @ v
+    bands = relative_bands(table, frames, window, 40, block)
+    torch.testing.assert_close(banded_attention(q, k, v, bands), expected)
+    assert [frame for band in bands for frame in range(band.start, band.stop)] == list(range(frames))
+
+
+@given(length=st.integers(0, 300), reach=st.integers(0, 400), size=st.integers(1, 320))
+@settings(deadline=None)
+def test_chunks_of_any_size_cover_all_frames_once(length: int, reach: int, size: int) -> None:
+    made = list(chunks(length, reach, size))
+    assert [frame for start, stop, _, _ in made for frame in range(start, stop)] == list(range(length))
+    for start, stop, low, high in made:
+        assert low == max(0, start - reach) and high == min(length, stop + reach) and stop - start <= size
+
+
+@given(frames=st.integers(1, 70), size=st.integers(1, 40), seed=st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_a2v_in_chunks_of_any_size_is_the_whole(frames: int, size: int, seed: int) -> None:
+    """Speech is embedded and the velocity is predicted chunk by chunk, each with as much context as the network reaches."""
+    network = lively(A2VTransformer(A2V))
+    assert isinstance(network, A2VTransformer)
+    g = seeded(seed)
+    x, audio, head, source = (torch.randn(1, *s, generator=g) for s in ((frames, 6), (frames, 12), (frames, 8), (8,)))
+    embedded = network.embed_audio(audio)
+    conditions = Conditions(embedded, head, source)
+    time = torch.tensor([0.4])
+    whole = network(x, time, conditions)
+    for start, stop, low, high in chunks(frames, network.reach_frames, size):
+        here = slice(start - low, stop - low)
+        torch.testing.assert_close(
+            network.embed_audio(audio[:, low:high])[:, here], embedded[:, start:stop], atol=2e-5, rtol=1e-5
+        )
+        part = network(x[:, low:high], time, conditions.cut(low, high))[:, here]
+        torch.testing.assert_close(part, whole[:, start:stop], atol=2e-5, rtol=1e-5)
+
+
+def test_an_extra_condition_is_added_to_every_frame() -> None:
+    network = lively(A2VTransformer(A2V))
+    assert isinstance(network, A2VTransformer)
+    v = a2v_input(30)
+    plain = Conditions(network.embed_audio(v["audio"]), v["head"], v["source"])
+    none = plain._replace(extra=torch.zeros_like(plain.audio))
+    mood = plain._replace(extra=torch.randn(plain.audio.shape, generator=seeded(18)))
+    assert torch.equal(network(v["x"], v["time"], plain), network(v["x"], v["time"], none))
+    changed = changed_frames(network(v["x"], v["time"], plain), network(v["x"], v["time"], mood))
+    assert changed == list(range(30))
+    assert mood.extra is not None
+    assert torch.equal(mood.cut(3, 9).extra, mood.extra[:, 3:9])

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 import dawn
 from conftest import save_hubert
 from dawn.config import AudioConfig, parse
+from dawn.engines.hubert import load_hubert
 from dawn.errors import AudioError, CheckpointError, ConfigError
 from dawn.models.audio import hubert as hubert_encoder
 from dawn.models.audio.features import log_mel
-from dawn.models.audio.hubert import HubertAudioEncoder, load_hubert
+from dawn.models.audio.hubert import HubertAudioEncoder
 from dawn.models.audio.whisper import WhisperAudioEncoder, WhisperEncoder
 from dawn.structs import FRAME_SAMPLES
 

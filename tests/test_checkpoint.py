@@ -16,7 +16,7 @@ from dawn.checkpoint import file_sha256, find_preset, list_presets, load_part, r
 from dawn.config import FineConfig, LitePresetConfig, parse
 from dawn.engines.load import load_bundle
 from dawn.errors import CheckpointError, ConfigError, DawnError
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.pipeline import Dawn
 from dawn.research.training.commands import pack
 
@@ -43,7 +43,7 @@ def resign(folder: Path, part: str) -> None:
 def test_part_saves_loads_and_compares(tmp_path: Path, part: str) -> None:
     saved = getattr(random_bundle(seed=1), part)
     save_part(tmp_path, part, saved, TINY)
-    loaded = getattr(Bundle(TINY), part)
+    loaded = getattr(LiteBundle(TINY), part)
     pairs = zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True)
     assert not all(torch.equal(a, b) for a, b in pairs)
     load_part(tmp_path, part, loaded)
@@ -85,7 +85,7 @@ def garbage(folder: Path) -> None:
 
 def foreign_shapes(folder: Path) -> None:
     wider = TINY.model_copy(update={"pbnet": TINY.pbnet.model_copy(update={"width": 64})})
-    save_part(folder, "pbnet", Bundle(wider).pbnet, wider)
+    save_part(folder, "pbnet", LiteBundle(wider).pbnet, wider)
     resign(folder, "pbnet")
 
 
@@ -150,7 +150,7 @@ def sharing(tiny_preset: Path, tmp_path: Path) -> Path:
 def test_a_preset_shares_parts_with_the_one_beside_it(sharing: Path) -> None:
     assert sorted(path.name for path in sharing.iterdir()) == ["config.json", "lfg.safetensors"]
     shared, own = load_bundle(sharing), load_bundle(sharing.parent / "tiny-64")
-    assert isinstance(shared, Bundle) and isinstance(own, Bundle)
+    assert isinstance(shared, LiteBundle) and isinstance(own, LiteBundle)
     assert shared.config.name == "tiny-128" and shared.config.lfg.decoded_size_px == 64
     assert (shared.config.shown_size_px, own.config.shown_size_px) == (512, None)
     for part in ("a2v", "audio", "motion", "pbnet"):

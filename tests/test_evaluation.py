@@ -22,7 +22,7 @@ from dawn.engines.load import load_bundle
 from dawn.errors import ConfigError, InputError
 from dawn.measures import picture
 from dawn.measures.intervals import bootstrap_interval
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.preprocess.clips import save_clip
 from dawn.research.evaluation import figures, folders, records, report, spoken
 from dawn.research.evaluation import minute as long
@@ -327,7 +327,7 @@ def test_larger_clips_show_their_own_first_frame_moved(clips_folder: Path, tiny_
     """As in ``dawn generate --size``: the corners, far from the face, keep the clip's own pixels to the last bit, which
     an enlarged frame of half the size would not."""
     bundle = load_bundle(tiny_preset)
-    assert isinstance(bundle, Bundle)
+    assert isinstance(bundle, LiteBundle)
     made = {}
     for size in (64, 128):
         clips = read_clips(clips_folder, size, load_mean_face())

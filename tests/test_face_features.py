@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from dawn.errors import CheckpointError
+from dawn.measures.sface import default_sface_path, load_sface
 from dawn.models.judges import sface as ff
 
 SHAPES = [(64, 112), (128, 56), (256, 28), (512, 14), (1024, 7)]
@@ -152,7 +153,7 @@ def test_align_undoes_a_known_similarity(size: tuple[int, int]) -> None:
 def test_load_round_trip_and_frozen(network: ff.SFace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAWN_CACHE", str(tmp_path))
     save_file(network.state_dict(), tmp_path / "sface.safetensors")
-    loaded = ff.load_sface()
+    loaded = load_sface()
     faces = torch.rand(1, 3, 112, 112) * 255
     assert torch.equal(loaded(faces), network(faces))
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -161,13 +162,13 @@ def test_load_round_trip_and_frozen(network: ff.SFace, tmp_path: Path, monkeypat
 def test_load_refuses(tmp_path: Path) -> None:
     path = tmp_path / "sface.safetensors"
     with pytest.raises(CheckpointError, match=r"tools/fetch_models\.py sface"):
-        ff.load_sface(path)
+        load_sface(path)
     path.write_bytes(b"not weights")
     with pytest.raises(CheckpointError):
-        ff.load_sface(path)
+        load_sface(path)
     save_file({"head.weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError):
-        ff.load_sface(path)
+        load_sface(path)
 
 
 def _message(number: int, payload: bytes) -> bytes:
@@ -199,11 +200,11 @@ def test_converter_refuses(converter: ModuleType) -> None:
 
 def test_numbers_of_the_published_network() -> None:
     """Values computed with onnxruntime from the published file; float16 weights leave a difference of about 0.001."""
-    if not ff.default_sface_path().is_file():
+    if not default_sface_path().is_file():
         pytest.skip("SFace weights not in the cache (python tools/fetch_models.py sface)")
     channel, row, column = np.meshgrid(np.arange(3), np.arange(112), np.arange(112), indexing="ij")
     wave = 127.5 * (1 + np.sin(0.1 * row * (channel + 1) + 0.07 * column))
-    network = ff.load_sface()
+    network = load_sface()
     maps = network.features(torch.from_numpy(wave)[None].float())
     expected = [
         (-0.1544, 0.5630, 0.8153, 0.5803),

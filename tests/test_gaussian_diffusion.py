@@ -49,11 +49,11 @@ def test_ddim_times_are_the_published_ones(steps: int) -> None:
 def test_noising_and_its_inverse() -> None:
     data, noise = torch.randn(2, 3, 2, 5, generator=seeded(0))
     time = torch.tensor([0, 400, 900])
-    point = SCHEDULE.noised(data, noise, time)
+    point = SCHEDULE.add_noise(data, noise, time)
     share = parity("schedule")["alphas_cumprod"][400]
     torch.testing.assert_close(point[1], share.sqrt() * data[1] + (1 - share).sqrt() * noise[1])
-    torch.testing.assert_close(SCHEDULE.data_from(point, noise, time), data, atol=1e-5, rtol=0)
-    torch.testing.assert_close(SCHEDULE.data_from(point[1:2], noise[1:2], 400), data[1:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(SCHEDULE.estimate_data(point, noise, time), data, atol=1e-5, rtol=0)
+    torch.testing.assert_close(SCHEDULE.estimate_data(point[1:2], noise[1:2], 400), data[1:2], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 24_576, 100_001])
@@ -134,7 +134,7 @@ def test_noise_estimates_stay_raw_when_data_are_clamped() -> None:
         return 0.1 * x
 
     ddim(epsilon, start, SCHEDULE, 2, eta=0)
-    data = dynamic_threshold(SCHEDULE.data_from(start, 0.1 * start, time), 0.9)
+    data = dynamic_threshold(SCHEDULE.estimate_data(start, 0.1 * start, time), 0.9)
     assert float(data.abs().max()) == 1
     true = product[following].sqrt() * data + (1 - product[following]).sqrt() * 0.1 * start
     torch.testing.assert_close(seen[1], true, atol=1e-6, rtol=0)

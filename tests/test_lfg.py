@@ -14,7 +14,7 @@ from dawn.face import mesh as lm
 from dawn.face.geometry import apply_pose
 from dawn.models.blocks import ResBlock, fold_for_inference, identity_grid
 from dawn.models.lite.lfg import LatentFlowGenerator
-from dawn.models.lite.regions import LandmarkRegions, applied, blended, draw_contours, lid_flow
+from dawn.models.lite.regions import LandmarkRegions, apply_maps, blend_maps, draw_contours, lid_flow
 
 TINY = LFGConfig(
     image_size_px=64,
@@ -72,7 +72,7 @@ def test_same_landmarks_do_not_move(network: LatentFlowGenerator, image: Tensor)
     points = faces(1)
     regions = LandmarkRegions()
     state = regions.state(points)
-    grids = applied(regions.maps(state, state), GRID)
+    grids = apply_maps(regions.maps(state, state), GRID)
     assert grids.shape == (1, regions.count + 1, GRID, GRID, 2)
     identity = identity_grid(GRID, GRID, points)
     torch.testing.assert_close(grids, identity.expand_as(grids), atol=1e-4, rtol=0)
@@ -114,7 +114,7 @@ def test_an_affine_change_is_found_exactly() -> None:
     matrix = torch.tensor([[1.1, 0.2], [-0.15, 0.9]])
     shift = torch.tensor([0.05, -0.1])
     source = driving[..., :2] @ matrix.T + shift
-    grids = applied(regions.maps(regions.state(driving), regions.state(source)), GRID)
+    grids = apply_maps(regions.maps(regions.state(driving), regions.state(source)), GRID)
     identity = identity_grid(GRID, GRID, driving)
     expected = identity @ matrix.T + shift
     torch.testing.assert_close(grids[:, 1:], expected.expand_as(grids[:, 1:]), atol=2e-4, rtol=0)
@@ -127,7 +127,7 @@ def test_a_region_follows_its_own_landmarks() -> None:
     source = faces(1)
     driving = source.clone()
     driving[:, list(lm.LOWER_LIP), 1] += 0.1
-    grids = applied(regions.maps(regions.state(driving), regions.state(source)), GRID) - identity_grid(
+    grids = apply_maps(regions.maps(regions.state(driving), regions.state(source)), GRID) - identity_grid(
         GRID, GRID, source
     )
     names = ["background", *lm.REGION_GROUPS]
@@ -144,12 +144,12 @@ def test_means_of_maps_are_means_of_what_they_say() -> None:
     driving = faces(3)
     maps = regions.maps(regions.state(driving), regions.state(driving.flip(0)))
     share = torch.randn(3, regions.count + 1, GRID, GRID, generator=torch.Generator().manual_seed(1)).softmax(1)
-    mean = (share.unsqueeze(-1) * applied(maps, GRID)).sum(1)
+    mean = (share.unsqueeze(-1) * apply_maps(maps, GRID)).sum(1)
     assert float((mean - identity_grid(GRID, GRID, mean)).abs().max()) > 0.01
-    torch.testing.assert_close(blended(maps, share), mean, atol=1e-6, rtol=0)
+    torch.testing.assert_close(blend_maps(maps, share), mean, atol=1e-6, rtol=0)
     with torch.autocast("cpu", torch.bfloat16):
         again = regions.maps(regions.state(driving), regions.state(driving.flip(0)))
-        assert torch.equal(again, maps) and torch.equal(blended(again, share), blended(maps, share))
+        assert torch.equal(again, maps) and torch.equal(blend_maps(again, share), blend_maps(maps, share))
 
 
 def test_heat_peaks_at_the_region() -> None:

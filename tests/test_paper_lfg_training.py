@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dawn.checkpoint import load_part, save_part
 from dawn.config import PaperLFGConfig, RegionsConfig
 from dawn.errors import CheckpointError
-from dawn.models.lite.lfg import Flow
+from dawn.models.nouns import Flow
 from dawn.models.paper.lfg import PaperDecoded, PaperLFG, PaperResult
 from dawn.models.paper.regions import LearnedRegions, published_grid
 from dawn.preprocess.clips import PreparedClip, save_clip

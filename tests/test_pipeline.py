@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from conftest import stacked
 from dawn import media
 from dawn.errors import ConfigError, MotionError, NoFaceError
 from dawn.media.motion_json import load_motion, save_motion
+from dawn.models.attention import chunks
 from dawn.options import GenerateOptions
 from dawn.pipeline import Dawn
 from dawn.rendering.placement import Placement
@@ -83,7 +85,7 @@ def test_chunks_equal_the_whole(
         return tiny_model.engine.generate(features, samples, portrait_face, GenerateOptions(seed=1), lambda done: None)
 
     whole = generate()
-    monkeypatch.setattr(dawn.models.attention.chunks, "__defaults__", (16,))
+    monkeypatch.setattr(dawn.engines.lite, "chunks", partial(chunks, size=16))
     parts = generate()
     for name in ("pose", "blink", "expression"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)

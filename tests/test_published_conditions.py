@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
 from dawn.checkpoint import load_mean_face
-from dawn.errors import AudioError
 from dawn.face import mesh as lm
 from dawn.face.geometry import apply_pose
 from dawn.models.paper.conditions import (
@@ -19,9 +16,7 @@ from dawn.models.paper.conditions import (
     points_68,
     published_box,
     published_ear,
-    published_frame_count,
     published_pose,
-    resample_features,
     tracker_square,
 )
 from official import parity
@@ -162,26 +157,3 @@ def test_conditions_are_the_published_ones() -> None:
         ),
         true["cond"][0],
     )
-
-
-def test_resampling_keeps_ends_and_straight_lines() -> None:
-    line = torch.linspace(0, 98, 99)[:, None] * torch.tensor([1.0, -2.0])
-    for frames in (1, 2, 50, 49, 200):
-        made = resample_features(line, frames)
-        assert torch.equal(made[0], line[0])
-        if frames > 1:
-            torch.testing.assert_close(made[-1], line[-1])
-            torch.testing.assert_close(made[:, 0], torch.linspace(0, 98, frames))
-    features = torch.randn(99, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(resample_features(features, 99), features)
-    assert torch.equal(resample_features(features[:1], 3), features[:1].expand(3, 4))
-    middle = resample_features(features, 197)
-    torch.testing.assert_close(middle[1::2], (features[1:] + features[:-1]) / 2)
-    for wrong in ((features[:0], 3), (features, 0)):
-        with pytest.raises(AudioError, match="at least one"):
-            resample_features(*wrong)
-
-
-def test_frame_count_of_the_published_programme() -> None:
-    assert [published_frame_count(n) for n in (16_000, 16_639, 16_640, 639)] == [25, 25, 26, 0]
-    assert published_frame_count(336_000) == math.floor(21.0 * 25)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dawn.config import PublishedPBNetConfig
 from dawn.errors import ConfigError
 from dawn.models.attention import banded_attention, relative_bands, relative_buckets
-from dawn.models.paper.pbnet import PublishedPBNet, denormalise_pose, normalise_pose, rotate_pairs, sinusoidal_positions
+from dawn.models.paper.pbnet import PBNet, denormalise_pose, normalise_pose, rotate_pairs, sinusoidal_positions
 from dawn.research.convert.pbnet_keys import config_from_options, from_official
 from official import drawn, key_list, parity, relative_error
 
@@ -52,9 +52,9 @@ def official_state(kind: str, listing: str) -> dict[str, Tensor]:
     return state
 
 
-def published(kind: str, window: int = 200) -> PublishedPBNet:
+def published(kind: str, window: int = 200) -> PBNet:
     config = PublishedPBNetConfig(outputs=OUTPUTS[kind], window_frames=window)
-    network = PublishedPBNet(config)
+    network = PBNet(config)
     network.load_state_dict(from_official(official_state(kind, f"pbnet-{kind}"), config), strict=True)
     return network.eval().requires_grad_(False)
 
@@ -140,7 +140,7 @@ def test_converter_uses_every_entry_once(kind: str, listing: str) -> None:
     assert len(state) == 88
     kept = [key for key in state if not key.endswith((".pe", ".freqs")) and key != "decoder.init_proj.weight"]
     marked = state | {key: torch.full_like(state[key], number) for number, key in enumerate(kept)}
-    network = PublishedPBNet(config)
+    network = PBNet(config)
     network.load_state_dict(from_official(marked, config), strict=True)
     share: dict[float, int] = {}
     for value in network.state_dict().values():

@@ -16,7 +16,7 @@ from dawn.checkpoint import load_mean_face, load_part
 from dawn.config import PublishedPBNetConfig
 from dawn.errors import ConfigError, InputError
 from dawn.face.geometry import apply_pose
-from dawn.models.paper.pbnet import PublishedPBNet, denormalise_pose, normalise_pose
+from dawn.models.paper.pbnet import PBNet, denormalise_pose, normalise_pose
 from dawn.research.training.loop import train
 from dawn.research.training.motion_data import MotionStore
 from dawn.research.training.paper.pbnet import (
@@ -109,7 +109,7 @@ def test_each_network_learns_from_its_own_loss_only() -> None:
     discriminator.zero_grad(set_to_none=True)
     loss.backward()
     assert all(p.grad is None for p in discriminator.parameters()), "the network's loss reaches the discriminator"
-    decoder = cast(PublishedPBNet, main).decoder
+    decoder = cast(PBNet, main).decoder
     assert decoder.motion_out.weight.grad is not None and bool(decoder.motion_out.weight.grad.any())
     torch.testing.assert_close(loss, figures["error"] + 0.6 * figures["adversary"])
 
@@ -170,7 +170,7 @@ def test_error_falls(outputs: int, tmp_path: Path) -> None:
     said = records(tmp_path)[-1]["validation"]
     assert set(said) == {"error", "spread_made", "spread_true", "speed_made", "speed_true"}
     assert all(np.isfinite(value) for value in said.values())
-    network = PublishedPBNet(made.model_config)
+    network = PBNet(made.model_config)
     load_part(tmp_path, {6: "pbnet_pose", 2: "pbnet_blink"}[outputs], network)
 
 

@@ -27,8 +27,8 @@ from dawn.measures.sync import (
     score_distances,
 )
 from dawn.media import read_speech
-from dawn.models.audio.features import whole_frames
-from dawn.models.judges.sync import LagDistances, SyncJudge, lag_distances, mouth_crops
+from dawn.models.audio.features import fit_to_frames
+from dawn.models.judges.sync import LagDistances, SyncJudge, crop_mouths, lag_distances
 from dawn.pipeline import Dawn
 from dawn.research.evaluation import judge as judge_report
 from dawn.structs import SPEECH_RATE_HZ, FloatArray, ImageArray, Speech
@@ -107,12 +107,12 @@ def test_the_mouth_picture_holds_still_while_the_head_moves() -> None:
     pose = torch.stack(
         (0 * time, 0 * time, 12 * time.sin(), 0.6 + 0.05 * time.cos(), 0.1 * time.sin(), -0.2 + 0.1 * time), -1
     )
-    crops = mouth_crops(drawn_head(pose, 192), apply_pose(mean_face, pose), mean_face, 48)
+    crops = crop_mouths(drawn_head(pose, 192), apply_pose(mean_face, pose), mean_face, 48)
     moved = (crops - crops[:1])[2:-2].abs()
     assert float(moved.mean()) < 0.01, float(moved.mean())
     assert float(crops[0].std()) > 0.1
     held = apply_pose(mean_face, pose[:1].expand(24, 6))
-    unheld = mouth_crops(drawn_head(pose, 192), held, mean_face, 48)
+    unheld = crop_mouths(drawn_head(pose, 192), held, mean_face, 48)
     assert float((unheld - unheld[:1]).abs().mean()) > 0.05
 
 
@@ -121,7 +121,7 @@ def test_lips_move_within_the_mouth_picture() -> None:
     clip, mean_face = still_clip(20), load_mean_face()
     talking = clip.landmarks.copy()
     talking[:8, [61, 291, 13, 14, 17, 0, 152], 1] += 0.1
-    plain, other = (mouth_crops(clip.frames, points, mean_face, 32) for points in (clip.landmarks, talking))
+    plain, other = (crop_mouths(clip.frames, points, mean_face, 32) for points in (clip.landmarks, talking))
     assert torch.equal(plain, other)
 
 
@@ -130,13 +130,13 @@ def test_the_size_of_the_pictures_hardly_matters(size_px: int) -> None:
     mean_face = load_mean_face()
     pose = torch.tensor([[0.0, 0, 5, 0.6, 0.05, -0.2]]).expand(3, 6)
     points = apply_pose(mean_face, pose)
-    base, other = (mouth_crops(drawn_head(pose, size), points, mean_face, 48) for size in (192, size_px))
+    base, other = (crop_mouths(drawn_head(pose, size), points, mean_face, 48) for size in (192, size_px))
     assert float((base - other).abs().max()) < 0.02
 
 
 def test_sound_is_cut_or_padded_to_whole_frames() -> None:
-    assert torch.equal(whole_frames(torch.ones(3 * FRAME + 5), 3), torch.ones(3 * FRAME))
-    assert whole_frames(torch.ones(2 * FRAME), 3).sum() == 2 * FRAME
+    assert torch.equal(fit_to_frames(torch.ones(3 * FRAME + 5), 3), torch.ones(3 * FRAME))
+    assert fit_to_frames(torch.ones(2 * FRAME), 3).sum() == 2 * FRAME
 
 
 # --------------------------------------------------------------------------------------------------------- the figures

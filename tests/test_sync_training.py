@@ -16,7 +16,7 @@ from dawn.config import SyncJudgeConfig
 from dawn.errors import CheckpointError, ConfigError, InputError
 from dawn.face.geometry import apply_pose
 from dawn.measures.sync import load_judge, score_clip
-from dawn.models.judges.sync import SyncJudge, mouth_crops
+from dawn.models.judges.sync import SyncJudge, crop_mouths
 from dawn.preprocess.clips import PreparedClip, save_clip
 from dawn.research.training.commands import run_training, split_overrides
 from dawn.research.training.data import ClipStore
@@ -129,8 +129,8 @@ def test_a_group_is_one_person(clips: Path) -> None:
 def test_training_looks_at_the_same_mouth_as_judging() -> None:
     clip, mean_face = drawn_clip(0), load_mean_face()
     frames = (clip.frames * 0.2 + np.linspace(0, 180, SIZE_PX)[:, None]).astype(np.uint8)
-    direct = mouth_crops(frames, clip.landmarks, mean_face, 16)
-    kept = mouth_crops(frames, clip.landmarks, mean_face, 24, 1.2 * 1.2)
+    direct = crop_mouths(frames, clip.landmarks, mean_face, 16)
+    kept = crop_mouths(frames, clip.landmarks, mean_face, 24, 1.2 * 1.2)
     assert float((looked_at(kept[None], 16, None)[0] - direct).abs().mean()) < 0.006
     assert float(direct.std()) > 0.05
     changed = looked_at(kept[None], 16, torch.Generator().manual_seed(0))[0]

@@ -114,7 +114,7 @@ def test_parity_with_the_published_network(published: A2VUNet, name: str) -> Non
     made = published(data["x"], data["time"], conditions)
     assert relative_error(made, data["out"]) < TOLERANCE
     if "out_null_cond" in data:
-        null = published(data["x"], data["time"], published.nulled(conditions))
+        null = published(data["x"], data["time"], published.without_condition(conditions))
         assert relative_error(null, data["out_null_cond"]) < TOLERANCE
         assert relative_error(null + 2 * (made - null), data["out_cond_scale_2"]) < TOLERANCE
 
@@ -168,7 +168,7 @@ def test_passes_leave_their_inputs_alone() -> None:
     kept = Clip(*(part.clone() for part in clip))
     conditions = network.prepare(clip.source, clip.mask, clip.condition)
     first = network(clip.x, clip.time, conditions)
-    network(torch.zeros_like(clip.x), clip.time, network.nulled(conditions))
+    network(torch.zeros_like(clip.x), clip.time, network.without_condition(conditions))
     assert torch.equal(network(clip.x, clip.time, conditions), first)
     assert all(torch.equal(*pair) for pair in zip(kept, clip, strict=True))
 
@@ -176,7 +176,7 @@ def test_passes_leave_their_inputs_alone() -> None:
 @torch.no_grad()
 def test_nulled_equals_a_condition_of_zeros() -> None:
     network, clip = small_network(), small_clip(7)
-    nulled = network.nulled(network.prepare(clip.source, clip.mask, clip.condition))
+    nulled = network.without_condition(network.prepare(clip.source, clip.mask, clip.condition))
     zeros = run(network, clip._replace(condition=torch.zeros_like(clip.condition)))
     assert relative_error(network(clip.x, clip.time, nulled), zeros) < 1e-6
     assert relative_error(run(network, clip), zeros) > 0.01

@@ -1,6 +1,6 @@
 """Weights and configuration on disk: safetensors and JSON, loaded strictly; pickles are read without running them.
 
-A preset is a folder: ``config.json`` (``PresetConfig``) and one ``<part>.safetensors`` for each of its ``PARTS``. The
+A preset is a folder: ``config.json`` (``LitePresetConfig``) and one ``<part>.safetensors`` for each of its ``PARTS``. The
 configuration may name a preset beside it that shares parts. Training writes single parts (``<part>.safetensors`` +
 ``<part>.json``); ``assemble`` makes a preset of them.
 """

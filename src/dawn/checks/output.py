@@ -21,8 +21,8 @@ from dawn.measures import identity, motion, sync
 from dawn.measures.intervals import share
 from dawn.measures.lips import pooled_std
 from dawn.measures.motion import find_runs
+from dawn.measures.sface import default_sface_path, load_sface
 from dawn.media.files import FilePath, write_json
-from dawn.models.judges.sface import default_sface_path, load_sface
 from dawn.models.judges.sync import LagDistances
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress, ignore_progress

@@ -14,64 +14,74 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dawn.errors import ConfigError
 
 Epsilon = Callable[[Tensor, int], Tensor]
-"""(x (B, ...), time 0..999) -> the noise in x, of the same shape."""
+"""Predicts the noise in x (B, ...) at a time from 0 to 999; the result has the shape of x."""
 Noise = torch.Generator | Sequence[Tensor]
-"""Where a sampler's noise comes from: drawn, or given one tensor a step (to repeat a known trajectory)."""
+"""Source of a sampler's noise: a generator, or one tensor a step, which repeats a known trajectory."""
 Progress = Callable[[int], None]
 
 FLOAT32_RANKS = 1 << 24
-"""Up to this many values ``torch.quantile`` works; its ranks are float32, so beyond it they would be inexact."""
+"""Largest count for which ``torch.quantile`` works: its ranks are float32, inexact beyond it."""
 DPM_START = 980
-"""First time asked of the network by DPM-Solver++: 0.09 % of the variance is still data."""
+"""First time that DPM-Solver++ asks the network for; 0.09 % of the variance is still data there."""
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The schedule and what follows from it, each (steps,) float32; the names are those of the published buffers."""
+    """The noise schedule and its derived coefficients, float32. Names are those of the published buffers."""
 
-    betas: Tensor
-    alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
-    sqrt_alphas_cumprod: Tensor
-    sqrt_one_minus_alphas_cumprod: Tensor
-    log_one_minus_alphas_cumprod: Tensor
-    sqrt_recip_alphas_cumprod: Tensor
-    sqrt_recipm1_alphas_cumprod: Tensor
-    posterior_variance: Tensor
-    posterior_log_variance_clipped: Tensor
-    posterior_mean_coef1: Tensor
-    posterior_mean_coef2: Tensor
+    betas: Float[Tensor, " steps"]
+    alphas_cumprod: Float[Tensor, " steps"]
+    alphas_cumprod_prev: Float[Tensor, " steps"]
+    sqrt_alphas_cumprod: Float[Tensor, " steps"]
+    sqrt_one_minus_alphas_cumprod: Float[Tensor, " steps"]
+    log_one_minus_alphas_cumprod: Float[Tensor, " steps"]
+    sqrt_recip_alphas_cumprod: Float[Tensor, " steps"]
+    sqrt_recipm1_alphas_cumprod: Float[Tensor, " steps"]
+    posterior_variance: Float[Tensor, " steps"]
+    posterior_log_variance_clipped: Float[Tensor, " steps"]
+    posterior_mean_coef1: Float[Tensor, " steps"]
+    posterior_mean_coef2: Float[Tensor, " steps"]
 
     @property
     def steps(self) -> int:
+        """Number of diffusion times."""
         return int(self.betas.shape[0])
 
-    def noised(self, data: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """The point that training sees. data, noise: (B, ...); time: (B,) int64."""
+    def add_noise(
+        self, data: Float[Tensor, " B *rest"], noise: Float[Tensor, " B *rest"], time: Int[Tensor, " B"]
+    ) -> Float[Tensor, " B *rest"]:
+        """Mix data and noise as of each row's time: sqrt(a_t) data + sqrt(1 - a_t) noise."""
         return (
             _rows(self.sqrt_alphas_cumprod, time, data) * data
             + _rows(self.sqrt_one_minus_alphas_cumprod, time, data) * noise
         )
 
-    def data_from(self, x: Tensor, noise: Tensor, time: Tensor | int) -> Tensor:
-        """The data that x would be without this noise. x, noise: (B, ...); time: one for all, or (B,) int64."""
+    def estimate_data(
+        self, x: Float[Tensor, " B *rest"], noise: Float[Tensor, " B *rest"], time: Int[Tensor, " B"] | int
+    ) -> Float[Tensor, " B *rest"]:
+        """Take the noise out of x, which inverts ``add_noise``; ``time`` is one for all rows, or one a row."""
         if isinstance(time, int):
             return self.sqrt_recip_alphas_cumprod[time] * x - self.sqrt_recipm1_alphas_cumprod[time] * noise
         recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
         return _rows(recip, time, x) * x - _rows(recipm1, time, x) * noise
 
 
-def _rows(values: Tensor, time: Tensor, like: Tensor) -> Tensor:
+def _rows(values: Float[Tensor, " steps"], time: Int[Tensor, " B"], like: Float[Tensor, " B *rest"]) -> Tensor:
+    """Pick one value a row, with axes of length one for the rest."""
     return values.to(like.device)[time].reshape(-1, *[1] * (like.dim() - 1))
 
 
 def cosine_schedule(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.9999) -> NoiseSchedule:
-    """Cosine schedule (Nichol and Dhariwal 2021, eq. 17), computed in float64 and rounded once."""
+    """Make the cosine schedule (Nichol and Dhariwal 2021, eq. 17), computed in float64 and rounded once.
+
+    a_t = cos^2((t / steps + offset) / (1 + offset) pi / 2), over its value at t = 0
+    """
     share = torch.linspace(0, steps, steps + 1, dtype=torch.float64) / steps
     level = torch.cos((share + offset) / (1 + offset) * math.pi * 0.5) ** 2
     level = level / level[0]
@@ -97,10 +107,10 @@ def cosine_schedule(steps: int = 1000, offset: float = 0.008, max_beta: float = 
     return NoiseSchedule(**{name: value.float() for name, value in buffers.items()})
 
 
-def linear_quantile(values: Tensor, quantile: float) -> Tensor:
-    """Quantile of each row with linear interpolation: ``torch.quantile`` without its limit of 2^24 values.
+def linear_quantile(values: Float[Tensor, "B N"], quantile: float) -> Float[Tensor, " B"]:
+    """Take a quantile of each row with linear interpolation: ``torch.quantile`` without its limit of 2^24 values.
 
-    values: (B, N) float32 or float64, finite. Returns (B,).
+    Values are float32 or float64, and finite.
     """
     count = values.shape[1]
     if count <= FLOAT32_RANKS:
@@ -114,11 +124,8 @@ def linear_quantile(values: Tensor, quantile: float) -> Tensor:
     return torch.lerp(low, high, rank - below)
 
 
-def dynamic_threshold(data: Tensor, quantile: float) -> Tensor:
-    """Clamp to the given quantile of |data| and scale it to 1, where it exceeds 1 (Saharia et al. 2022, section 2.3).
-
-    data: (B, ...); each row has its own threshold.
-    """
+def dynamic_threshold(data: Float[Tensor, " B *rest"], quantile: float) -> Float[Tensor, " B *rest"]:
+    """Clamp each row to a quantile of its |data| and scale that to 1, if it exceeds 1 (Saharia et al. 2022, section 2.3)."""
     size = data.flatten(1).abs()
     if not size.dtype.is_floating_point or size.dtype.itemsize < 4:
         size = size.float()
@@ -127,9 +134,12 @@ def dynamic_threshold(data: Tensor, quantile: float) -> Tensor:
 
 
 def ddim_times(steps: int, total: int = 1000) -> list[tuple[int, int]]:
-    """(time, next time) of each network call as published: evenly spread without the end, rounded down, the last one to 0.
+    """List (time, next time) of each network call as published.
 
-    Raises ConfigError when there are not as many different times.
+    Times are evenly spread without the end, and rounded down; the last next time is 0.
+
+    Raises:
+        ConfigError: There are not as many different times.
     """
     if not 1 <= steps < total:
         raise ConfigError(f"{steps} DDIM steps: use 1 to {total - 1}")
@@ -140,7 +150,7 @@ def ddim_times(steps: int, total: int = 1000) -> list[tuple[int, int]]:
 
 def ddim(
     epsilon: Epsilon,
-    start: Tensor,
+    start: Float[Tensor, " B *rest"],
     schedule: NoiseSchedule,
     steps: int,
     *,
@@ -149,14 +159,26 @@ def ddim(
     shifted_alpha: bool = True,
     threshold_quantile: float | None = 0.9,
     progress: Progress | None = None,
-) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12) as published.
+) -> Float[Tensor, " B *rest"]:
+    """Sample by DDIM (Song et al. 2021, eq. 12) as published.
 
-    start: (B, ...) standard normal. eta: 0 deterministic, 1 as noisy as the ancestral sampler. noise: needed if eta > 0; of a
-    sequence, item i belongs to step i and the last step takes none. shifted_alpha: the published quirk of moving between the
-    alphas of t - 1 while the data estimate uses that of t; without it the last step still ends at the estimate itself.
-    threshold_quantile: None leaves the data estimate as it is. The noise estimate is not recomputed from the
-    thresholded data. Raises ConfigError for steps that do not fit, or eta without noise.
+        x <- sqrt(a_next) data + sqrt(1 - a_next - sigma^2) estimate + sigma noise
+
+    The noise estimate is not computed anew from the thresholded data.
+
+    Args:
+        epsilon: Predicts the noise.
+        start: Standard normal noise.
+        schedule: The noise schedule.
+        steps: Network calls.
+        eta: 0 is deterministic, 1 as noisy as the ancestral sampler.
+        noise: Needed if eta > 0. Item i of a sequence belongs to step i; the last step takes none.
+        shifted_alpha: Move between the alphas of t - 1, while the data estimate uses that of t (a published quirk).
+        threshold_quantile: For ``dynamic_threshold``; None leaves the data estimate as it is.
+        progress: Called with the number of finished steps.
+
+    Raises:
+        ConfigError: The steps do not fit the schedule, or eta > 0 comes without noise.
     """
     pairs = ddim_times(steps, schedule.steps)
     if eta > 0 and noise is None and steps > 1:
@@ -165,7 +187,7 @@ def ddim(
     x = start
     for index, (time, following) in enumerate(pairs):
         estimate = epsilon(x, time)
-        data = schedule.data_from(x, estimate, time)
+        data = schedule.estimate_data(x, estimate, time)
         if threshold_quantile is not None:
             data = dynamic_threshold(data, threshold_quantile)
         if index + 1 == len(pairs):
@@ -183,7 +205,7 @@ def ddim(
     return x
 
 
-def _draw(noise: Noise, index: int, like: Tensor) -> Tensor:
+def _draw(noise: Noise, index: int, like: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     if isinstance(noise, torch.Generator):
         drawn = torch.randn(like.shape, generator=noise, device=noise.device)
         return drawn.to(like.device, like.dtype)
@@ -193,9 +215,12 @@ def _draw(noise: Noise, index: int, like: Tensor) -> Tensor:
 def dpm_times(
     schedule: NoiseSchedule, steps: int, spacing: Literal["time", "logsnr"] = "logsnr", start_time: int = DPM_START
 ) -> list[int]:
-    """Times of the network calls, falling: ``steps`` nodes from ``start_time``, the one after the last would be 0.
+    """List the falling times of the network calls: ``steps`` of them from ``start_time``; the next one would be 0.
 
-    Evenly spread in time or in the logarithm of sqrt(a / (1 - a)). Raises ConfigError when two would be the same.
+    They are evenly spread in time or in the logarithm of sqrt(a / (1 - a)).
+
+    Raises:
+        ConfigError: Two times would be the same.
     """
     if spacing == "time":
         nodes = torch.linspace(start_time, 0, steps + 1, dtype=torch.float64).round().long()
@@ -210,7 +235,7 @@ def dpm_times(
 
 
 def _level(schedule: NoiseSchedule, time: int) -> tuple[float, float, float]:
-    """Scale of the data, scale of the noise, and the logarithm of their ratio."""
+    """Return the scale of the data, the scale of the noise, and the logarithm of their ratio."""
     product = float(schedule.alphas_cumprod[time])
     alpha, sigma = math.sqrt(product), math.sqrt(1 - product)
     return alpha, sigma, math.log(alpha / sigma)
@@ -218,7 +243,7 @@ def _level(schedule: NoiseSchedule, time: int) -> tuple[float, float, float]:
 
 def dpm_solver(
     epsilon: Epsilon,
-    start: Tensor,
+    start: Float[Tensor, " B *rest"],
     schedule: NoiseSchedule,
     steps: int,
     *,
@@ -226,19 +251,32 @@ def dpm_solver(
     start_time: int = DPM_START,
     threshold_quantile: float | None = 0.9,
     progress: Progress | None = None,
-) -> Tensor:
-    """DPM-Solver++(2M), deterministic (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
+) -> Float[Tensor, " B *rest"]:
+    """Sample by DPM-Solver++(2M), deterministic (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    In as many steps it comes nearer to the limit of many steps than DDIM does (tests/test_paper_pipeline.py).
+        x <- (sigma_next / sigma) x - alpha_next (exp(-step) - 1) slope
 
-    start: (B, ...) standard normal. The first step has no history and is of first order; the last one ends at the data
-    estimate, the limit without noise. threshold_quantile: as for ``ddim``. Raises ConfigError for steps that do not fit.
+    With the same number of steps it comes nearer to the limit of many steps than DDIM (tests/test_paper_pipeline.py).
+    The first step has no history and is of first order. The last one ends at the data estimate, the limit without noise.
+
+    Args:
+        epsilon: Predicts the noise.
+        start: Standard normal noise.
+        schedule: The noise schedule.
+        steps: Network calls.
+        spacing: As for ``dpm_times``.
+        start_time: As for ``dpm_times``.
+        threshold_quantile: For ``dynamic_threshold``; None leaves the data estimate as it is.
+        progress: Called with the number of finished steps.
+
+    Raises:
+        ConfigError: The steps do not fit the schedule.
     """
     times = dpm_times(schedule, steps, spacing, start_time)
     x = start
     previous: tuple[Tensor, float] | None = None
     for index, time in enumerate(times):
-        data = schedule.data_from(x, epsilon(x, time), time)
+        data = schedule.estimate_data(x, epsilon(x, time), time)
         if threshold_quantile is not None:
             data = dynamic_threshold(data, threshold_quantile)
         if index + 1 == len(times):

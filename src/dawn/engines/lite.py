@@ -34,8 +34,8 @@ from dawn.face.geometry import (
 )
 from dawn.models.attention import CHUNK_FRAMES, chunks
 from dawn.models.blocks import fold_for_inference, image_tensor
-from dawn.models.lite.a2v import A2VTransformer
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.a2v import A2VTransformer, Conditions
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.lfg import Source
 from dawn.models.lite.pbnet import EAR_UNIT, PBNet, first_state
 from dawn.options import GenerateOptions
@@ -96,6 +96,8 @@ def sample_expression(
     for start, stop, low, high in chunks(frames, a2v.reach_frames):
         embedded[start:stop] = a2v.embed_audio(audio[None, low:high])[0, start - low : stop - low]
 
+    conditions = Conditions(embedded[None], head[None], source[None])
+
     def velocity_with(without_sound: bool) -> Velocity:
         dropped = (torch.ones(1, dtype=torch.bool, device=audio.device),) if without_sound else ()
 
@@ -103,8 +105,8 @@ def sample_expression(
             out = torch.empty_like(x)
             t = torch.full((1,), time, device=x.device)
             for start, stop, low, high in chunks(frames, a2v.reach_frames):
-                given = (embedded[None, low:high], head[None, low:high], source[None])
-                out[:, start:stop] = a2v(x[:, low:high], t, *given, *dropped)[:, start - low : stop - low]
+                made = a2v(x[:, low:high], t, conditions.cut(low, high), *dropped)
+                out[:, start:stop] = made[:, start - low : stop - low]
             return out
 
         return velocity
@@ -118,7 +120,7 @@ class LiteEngine(Engine[Source]):
 
     config: LitePresetConfig
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+    def __init__(self, bundle: LiteBundle, device: torch.device) -> None:
         """Take a bundle as loaded; it is changed for inference (folded) in place."""
         fold_for_inference(bundle.lfg)
         self.networks = bundle.to(device)

@@ -12,7 +12,7 @@ from dawn.engines.engine import Engine
 from dawn.engines.lite import LiteEngine
 from dawn.engines.paper import PaperEngine
 from dawn.errors import ConfigError
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.paper.bundle import PaperBundle
 from dawn.rules_config import RulesConfig
@@ -26,7 +26,7 @@ class Family(NamedTuple):
     engine: type[Engine[Any]]
 
 
-FAMILIES = {"lite": Family(Bundle, LiteEngine), "paper": Family(PaperBundle, PaperEngine)}
+FAMILIES = {"lite": Family(LiteBundle, LiteEngine), "paper": Family(PaperBundle, PaperEngine)}
 
 
 def load_bundle(preset: PathLike = DEFAULT_PRESET, rules: str = "preset") -> Any:

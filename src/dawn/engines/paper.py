@@ -18,15 +18,16 @@ from dawn.config import PaperPresetConfig, PaperSamplerConfig, Precision
 from dawn.diffusion.gaussian import Epsilon, cosine_schedule, ddim, dpm_solver
 from dawn.diffusion.guidance import guided
 from dawn.engines.engine import Engine, LastOf
+from dawn.engines.hubert import load_hubert
 from dawn.errors import ConfigError, MotionError
-from dawn.models.audio.hubert import HubertAudioEncoder, load_hubert
+from dawn.models.audio.hubert import HubertAudioEncoder
 from dawn.models.blocks import fold_for_inference, image_tensor
 from dawn.models.paper.a2v import A2VUNet
 from dawn.models.paper.bundle import PaperBundle
 from dawn.models.paper.conditions import assemble_conditions, published_box, published_ear, published_pose
 from dawn.models.paper.face_mask import face_mask
 from dawn.models.paper.lfg import PaperSource
-from dawn.models.paper.pbnet import PublishedPBNet, denormalise_pose, normalise_pose
+from dawn.models.paper.pbnet import PBNet, denormalise_pose, normalise_pose
 from dawn.options import GenerateOptions
 from dawn.structs import Face, Motion
 
@@ -118,7 +119,7 @@ class PaperEngine(Engine[PaperSource]):
         mask = self.networks.mask(face_mask(box, size))
         conditions = unet.prepare(self.source(face).feature, mask, condition[None])
         guidance = sampler.guidance if options.guidance is None else options.guidance
-        nothing = unet.nulled(conditions) if guidance != 1 else None
+        nothing = unet.without_condition(conditions) if guidance != 1 else None
 
         def predict(given: Any) -> Epsilon:
             return lambda x, time: unet(x, torch.full((1,), time, device=x.device), given)
@@ -159,7 +160,7 @@ class PaperEngine(Engine[PaperSource]):
         return self.networks.lfg.decode(source, flow, (latent[:, 2:] + 1) / 2), flow
 
 
-def _sample(network: PublishedPBNet, first: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
+def _sample(network: PBNet, first: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
     """Change (T, k) against the first state (k,)."""
     latent = torch.randn((1, len(audio), network.config.latent_size), generator=generator).to(audio.device)
     return network.decode(latent, first[None], audio[None])[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dawn.face.geometry import lip_aperture, smooth
 from dawn.models.attention import CHUNK_FRAMES
-from dawn.models.audio.features import whole_frames
+from dawn.models.audio.features import fit_to_frames
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.rules_config import BlinkRules, HeadRules, LipRules, SilenceRules
 from dawn.structs import FRAME_SAMPLES, POSE_SIZE
@@ -31,7 +31,7 @@ def measure_quiet(samples: Tensor, frames: int, rules: SilenceRules) -> Tensor:
         (frames,).
     """
     parts = samples[: frames * FRAME_SAMPLES].split(CHUNK_FRAMES * FRAME_SAMPLES)
-    power = torch.cat([whole_frames(part, CHUNK_FRAMES).view(-1, FRAME_SAMPLES).square().mean(1) for part in parts])
+    power = torch.cat([fit_to_frames(part, CHUNK_FRAMES).view(-1, FRAME_SAMPLES).square().mean(1) for part in parts])
     power = torch.nn.functional.pad(power, (0, frames - len(power)))
     margin = rules.margin_frames
     loudest = torch.nn.functional.max_pool1d(power[None], 2 * margin + 1, 1, margin)[0]

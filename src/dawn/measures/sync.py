@@ -28,15 +28,15 @@ from torch import Tensor
 from dawn.checkpoint import load_into, load_mean_face, read_config, read_weights
 from dawn.config import SyncJudgeConfig
 from dawn.errors import InputError
-from dawn.models.audio.features import whole_frames
+from dawn.models.audio.features import fit_to_frames
 from dawn.models.judges.sync import (
     MAX_LAG_FRAMES,
     MIN_CLIP_FRAMES,
     WINDOW_FRAMES,
     LagDistances,
     SyncJudge,
+    crop_mouths,
     lag_distances,
-    mouth_crops,
 )
 from dawn.structs import FloatArray, ImageArray
 
@@ -142,8 +142,8 @@ def embed(judge: SyncJudge, frames: ImageArray, landmarks: FloatArray, samples: 
     if not len(samples) or not np.any(samples):
         raise InputError("there is no sound to judge sync with; give a clip in which somebody speaks")
     device = judge.sharpness.device
-    mouths = mouth_crops(frames, landmarks, load_mean_face(), judge.config.mouth_size_px)
-    sound = whole_frames(torch.from_numpy(np.asarray(samples, np.float32)), count)
+    mouths = crop_mouths(frames, landmarks, load_mean_face(), judge.config.mouth_size_px)
+    sound = fit_to_frames(torch.from_numpy(np.asarray(samples, np.float32)), count)
     seen = []
     for start in range(0, count - WINDOW_FRAMES + 1, EMBED_FRAMES):
         seen.append(judge.see(mouths[start : start + EMBED_FRAMES + WINDOW_FRAMES - 1][None].to(device))[0])

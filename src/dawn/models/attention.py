@@ -1,4 +1,7 @@
-"""Local attention over time: every frame sees ``window`` frames to either side, so cost grows linearly with length."""
+"""Local attention over time: every frame sees ``window`` frames to either side, so cost grows linearly with length.
+
+Shapes: B batch, T frames, D width, d width of a head.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,22 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 DENSE_LIMIT = 192
 """Up to this many frames one masked block is quicker than several."""
+CHUNK_FRAMES = 1024
+"""Frames that generation takes at a time, so that memory does not grow with length."""
 
 
-def rotary(x: Tensor, start: int = 0) -> Tensor:
-    """Rotary position encoding over the whole head (Su et al. 2021). x: (B, heads, T, d), d even."""
+def rotate(x: Float[Tensor, "B heads T d"], start: int = 0) -> Float[Tensor, "B heads T d"]:
+    """Encode positions by rotating the whole head (RoPE: Su et al. 2021).
+
+    Args:
+        x: Queries or keys; d is even.
+        start: Position of the first frame.
+    """
     half = x.shape[-1] // 2
     frequency = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * frequency
@@ -23,16 +34,28 @@ def rotary(x: Tensor, start: int = 0) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
-def band_mask(queries: int, keys: int, offset: int, window: int, device: torch.device) -> Tensor:
-    """(queries, keys) bool, true where |i - j| <= window; query i is frame i, key j is frame j + offset."""
+def band_mask(
+    queries: int, keys: int, offset: int, window: int, device: torch.device
+) -> Bool[Tensor, "{queries} {keys}"]:
+    """Mark the keys that each query sees: true where |i - j| <= window.
+
+    Query i is frame i, key j is frame j + offset.
+    """
     i = torch.arange(queries, device=device)[:, None]
     j = torch.arange(keys, device=device)[None, :] + offset
     return (i - j).abs() <= window
 
 
-def relative_buckets(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
-    """Bucket of key frame less query frame (T5: Raffel et al. 2020): half of them for each direction, of these the first
-    half exact, the rest logarithmic up to ``max_distance``."""
+def relative_buckets(offset: Int[Tensor, "*shape"], buckets: int, max_distance: int) -> Int[Tensor, "*shape"]:
+    """Sort time offsets into buckets (T5: Raffel et al. 2020).
+
+    Each direction has half of the buckets. The first half of these is exact, the rest logarithmic.
+
+    Args:
+        offset: Key frame minus query frame.
+        buckets: Number of buckets.
+        max_distance: Offsets beyond it share the last bucket.
+    """
     half = buckets // 2
     exact = half // 2
     distance = offset.abs()
@@ -42,33 +65,45 @@ def relative_buckets(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
     return torch.where(distance < exact, distance, far) + half * (offset > 0)
 
 
-def spans(frames: int, window: int, block: int) -> Iterator[tuple[int, int, int, int]]:
-    """(start, stop, low, high): frames [start, stop), a block of queries, see keys of [low, high)."""
-    for start in range(0, frames, block):
-        stop = min(start + block, frames)
-        yield start, stop, max(0, start - window), min(frames, stop + window)
+def chunks(length: int, reach: int, size: int = CHUNK_FRAMES) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a clip into pieces.
+
+    Yields (start, stop, low, high): frames [start, stop) are wanted, and their result depends on [low, high).
+    """
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        yield start, stop, max(0, start - reach), min(length, stop + reach)
 
 
 class Band(NamedTuple):
-    """Frames ``start`` to ``stop`` attend to frames ``low`` to ``high`` with an additive bias (1, heads, queries, keys)."""
+    """Frames ``start`` to ``stop`` attend to frames ``low`` to ``high`` with an additive bias."""
 
     start: int
     stop: int
     low: int
     high: int
-    bias: Tensor
+    bias: Float[Tensor, "1 heads queries keys"]
 
 
-def relative_bands(table: Tensor, frames: int, window: int, max_distance: int, block: int) -> tuple[Band, ...]:
-    """A clip cut into blocks of queries, with the bias of a table (buckets, heads) by offset and the window's mask.
+def relative_bands(
+    table: Float[Tensor, "buckets heads"], frames: int, window: int, max_distance: int, block: int
+) -> tuple[Band, ...]:
+    """Cut a clip into blocks of queries, each with its bias: the table's by offset, and minus infinity outside the window.
 
-    Blocks of one shape share one bias. A float64 table gives float64, any other float32.
+    Blocks of one shape share one bias.
+
+    Args:
+        table: Learned bias; a float64 table gives float64, any other float32.
+        frames: Length of the clip.
+        window: Frames seen to either side.
+        max_distance: As for ``relative_buckets``.
+        block: Queries in a block.
     """
     buckets = table.shape[0]
     table = table if table.dtype == torch.float64 else table.float()
     made: dict[tuple[int, int, int], Tensor] = {}
     bands = []
-    for start, stop, low, high in spans(frames, window, block):
+    for start, stop, low, high in chunks(frames, window, block):
         shape = (stop - start, high - low, low - start)
         if shape not in made:
             rows, keys = (torch.arange(count, device=table.device) for count in shape[:2])
@@ -79,8 +114,13 @@ def relative_bands(table: Tensor, frames: int, window: int, max_distance: int, b
     return tuple(bands)
 
 
-def banded_attention(q: Tensor, k: Tensor, v: Tensor, bands: tuple[Band, ...]) -> Tensor:
-    """Attention within bands that cover the clip: equal to dense attention with bias and mask. q, k, v: (B, heads, T, d)."""
+def banded_attention(
+    q: Float[Tensor, "B heads T d"],
+    k: Float[Tensor, "B heads T d"],
+    v: Float[Tensor, "B heads T d"],
+    bands: tuple[Band, ...],
+) -> Float[Tensor, "B heads T d"]:
+    """Attend within bands that cover the clip; the result equals dense attention with bias and mask."""
     out = []
     for start, stop, low, high, bias in bands:
         keys, values = k[:, :, low:high], v[:, :, low:high]
@@ -89,16 +129,27 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, bands: tuple[Band, ...]) -
 
 
 def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 128, valid: Tensor | None = None
-) -> Tensor:
-    """Banded attention in blocks of queries, equal to dense attention under ``band_mask``.
+    q: Float[Tensor, "B heads T d"],
+    k: Float[Tensor, "B heads T d"],
+    v: Float[Tensor, "B heads T d"],
+    window: int,
+    block: int = 128,
+    valid: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B heads T d"]:
+    """Attend to near frames only; the result equals dense attention under ``band_mask``.
 
-    q, k, v: (B, heads, T, d). valid: (B, T) bool, false for keys that are padding.
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        window: Frames seen to either side.
+        block: Queries taken at a time.
+        valid: False for keys that are padding.
     """
     frames = q.shape[2]
     block = frames if frames <= DENSE_LIMIT else block
     out = []
-    for start, stop, low, high in spans(frames, window, block):
+    for start, stop, low, high in chunks(frames, window, block):
         mask = band_mask(stop - start, high - low, low - start, window, q.device)
         if valid is not None:
             mask = mask & valid[:, None, None, low:high]
@@ -108,7 +159,7 @@ def local_attention(
 
 
 class LocalSelfAttention(nn.Module):
-    """Multi-head banded self-attention with rotary positions. (B, T, D) -> (B, T, D)."""
+    """Multi-head banded self-attention with rotary positions."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -116,9 +167,10 @@ class LocalSelfAttention(nn.Module):
         self.to_qkv = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B T D"]:
+        """Attend; ``valid`` is false for padding."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = local_attention(rotary(q), rotary(k), v, self.window, valid=valid)
+        h = local_attention(rotate(q), rotate(k), v, self.window, valid=valid)
         return self.to_out(h.transpose(1, 2).flatten(2))
 
 
@@ -127,13 +179,3 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__(nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width))
-
-
-CHUNK_FRAMES = 1024
-
-
-def chunks(length: int, reach: int, size: int = CHUNK_FRAMES) -> Iterator[tuple[int, int, int, int]]:
-    """(start, stop, low, high): frames [start, stop) are wanted and need [low, high) as context."""
-    for start in range(0, length, size):
-        stop = min(start + size, length)
-        yield start, stop, max(0, start - reach), min(length, stop + reach)

@@ -24,7 +24,7 @@ from dawn.errors import ImageError
 from dawn.face import mesh as lm
 from dawn.face.geometry import smoothstep
 from dawn.models.blocks import identity_grid, image_tensor, resize, warp
-from dawn.models.lite.regions import inside_polygon
+from dawn.models.lite.regions import fill_polygon
 from dawn.options import FULL_SIZE_PX
 from dawn.rules_config import CompositeRules
 from dawn.structs import Box, Face, FloatArray, ImageArray
@@ -82,7 +82,7 @@ def blurring(count: int, sigma: float, device: torch.device) -> Tensor:
 
 
 def strictness(landmarks: Tensor, size: int, rules: CompositeRules) -> Tensor:
-    """Map how strictly frames are judged, (1, 1, size, size): more on mouth and eyes of landmarks (478, 2 or 3), else 1."""
+    """Map how strictly frames are judged, (1, 1, size, size): more on mouth and eyes of landmarks (478, 2 or 3)."""
     cell = size / REFERENCE_SIZE_PX * rules.organ_softness_px
     place = (torch.arange(size, device=landmarks.device) + 0.5)[None] / cell
     out = torch.ones(1, 1, size, size, device=landmarks.device)
@@ -93,7 +93,7 @@ def strictness(landmarks: Tensor, size: int, rules: CompositeRules) -> Tensor:
     )
     for contour, factor in organs:
         polygon = (landmarks[None, list(contour), :2] + 1) * (size / 2 / cell)
-        out += (factor - 1) * (2 * inside_polygon(place, place, polygon, 1.0)).clamp_max(1)
+        out += (factor - 1) * (2 * fill_polygon(place, place, polygon, 1.0)).clamp_max(1)
     return out
 
 

@@ -17,7 +17,8 @@ from functools import lru_cache
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dawn.errors import AudioError
@@ -35,39 +36,45 @@ DYNAMIC_RANGE = 8.0
 
 
 class AudioEncoder(Protocol):
-    """Turns speech into features at the frame rate of the video."""
+    """Turns speech into features at the frame rate of the video (25 fps)."""
 
     @property
     def feature_size(self) -> int:
         """Numbers per video frame (D)."""
         ...
 
-    def encode(self, samples: Tensor, frame_count: int) -> Tensor:
-        """samples (L,) float32 at 16 kHz -> (frame_count, feature_size), on the device of ``samples``."""
+    def encode(
+        self, samples: Float[Tensor, " L"], frame_count: int
+    ) -> Float[Tensor, "{frame_count} {self.feature_size}"]:
+        """Encode speech at 16 kHz, on the device of ``samples``."""
         ...
+
+
+class AudioNetwork(nn.Module, AudioEncoder):
+    """An ``AudioEncoder`` with weights: what a preset can hold."""
 
 
 # ---------------------------------------------------------------------------------------------------------- log-mel
 
 
-def whole_frames(samples: Tensor, frame_count: int) -> Tensor:
-    """Cut or pad sound (..., L) with silence to exactly ``frame_count`` frames, (..., frame_count * 640)."""
+def fit_to_frames(samples: Float[Tensor, "*batch L"], frame_count: int) -> Float[Tensor, "*batch samples"]:
+    """Cut sound at 16 kHz, or pad it with silence, to exactly ``frame_count`` frames of 640 samples."""
     length = frame_count * FRAME_SAMPLES
     return F.pad(samples[..., :length], (0, max(0, length - samples.shape[-1])))
 
 
 def _hz_to_mel(hz: float) -> float:
-    """Slaney's scale: linear to 1 kHz (15 mel), then 27 steps for every factor of 6.4."""
+    """Convert to Slaney's scale: linear to 1 kHz (15 mel), then 27 steps for every factor of 6.4."""
     return hz * 3 / 200 if hz < 1_000 else 15 + 27 * math.log(hz / 1_000) / math.log(6.4)
 
 
-def _mel_to_hz(mel: Tensor) -> Tensor:
+def _mel_to_hz(mel: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     return torch.where(mel < 15, mel * 200 / 3, 1_000 * torch.exp((mel - 15) * math.log(6.4) / 27))
 
 
 @lru_cache(maxsize=1)
-def mel_filters() -> Tensor:
-    """(80, 201) float32 triangular bands of unit area on Slaney's mel scale, 0 to 8000 Hz."""
+def mel_filters() -> Float[Tensor, "80 201"]:
+    """Make triangular bands of unit area on Slaney's mel scale, 0 to 8000 Hz, float32."""
     edges_mel = torch.linspace(0, _hz_to_mel(MEL_TOP_HZ), MEL_BANDS + 2, dtype=torch.float64)
     edges_hz = _mel_to_hz(edges_mel)
     bins_hz = torch.arange(FFT_SAMPLES // 2 + 1, dtype=torch.float64) * SPEECH_RATE_HZ / FFT_SAMPLES
@@ -76,29 +83,37 @@ def mel_filters() -> Tensor:
     return (triangle * 2 / (high - low)).float()
 
 
-def _log_power(samples: Tensor) -> Tensor:
-    """Samples (B, L + 400), half an analysis window beyond the sound on both sides -> (B, 80, L // 160) log10 power."""
+def measure_log_power(samples: Float[Tensor, "B L"]) -> Float[Tensor, "B 80 (L-400)//160"]:
+    """Measure log10 power in mel bands, 100 columns a second.
+
+    ``samples`` reach half an analysis window (200 samples) beyond the wanted sound on both sides.
+    """
     window = torch.hann_window(FFT_SAMPLES, dtype=samples.dtype, device=samples.device)
     spectrum = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True)
     power = spectrum[..., :-1].abs().square()
     return torch.matmul(mel_filters().to(samples), power).clamp(min=1e-10).log10()
 
 
-def log_mel(samples: Tensor, peak: float | Tensor | None = None, *, edges: bool = False) -> Tensor:
-    """Whisper's log-mel spectrogram.
+def log_mel(
+    samples: Float[Tensor, "B L"], peak: float | Float[Tensor, "*clips"] | None = None, *, edges: bool = False
+) -> Float[Tensor, "B 80 columns"]:
+    """Make Whisper's log-mel spectrogram (Radford et al. 2022, section 2.2), 100 columns a second.
 
-    samples: (B, L) float32 at 16 kHz; with ``edges`` (B, 200 + L + 200), where the caller supplies the neighbouring
-    sound instead of the usual reflection. peak: log10 power from which the silence floor is measured, a number or
-    (B,); ``None`` takes each call's own maximum as published, which couples every frame to the loudest one.
-    Returns (B, 80, L // 160), 100 columns a second. Raises AudioError below 201 samples.
-    Source: Radford et al. 2022, section 2.2.
+    Args:
+        samples: Sound at 16 kHz.
+        peak: Log10 power from which the silence floor is measured. None takes each call's own maximum as published,
+            which couples every frame to the loudest one.
+        edges: ``samples`` hold 200 samples of the neighbouring sound on both sides. Otherwise the ends are reflected.
+
+    Raises:
+        AudioError: There are fewer than 201 samples (with ``edges``: 560).
     """
     needed = 2 * EDGE_SAMPLES + HOP_SAMPLES if edges else EDGE_SAMPLES + 1
     if samples.shape[-1] < needed:
         raise AudioError(f"{samples.shape[-1]} samples are too few for a spectrogram: give at least {needed}")
     if not edges:
         samples = F.pad(samples, (EDGE_SAMPLES, EDGE_SAMPLES), mode="reflect")
-    log_power = _log_power(samples)
+    log_power = measure_log_power(samples)
     if peak is None:
         reference = log_power.amax((1, 2))
     else:
@@ -107,10 +122,12 @@ def log_mel(samples: Tensor, peak: float | Tensor | None = None, *, edges: bool 
     return (torch.maximum(log_power, floor) + 4) / 4
 
 
-# ---------------------------------------------------------------------------------------------------------- Whisper
+def check_speech(samples: Tensor, frame_count: int) -> None:
+    """Refuse speech that cannot be encoded.
 
-
-def _check_speech(samples: Tensor, frame_count: int) -> None:
+    Raises:
+        AudioError: There is not one channel of at least one sample, no frame is wanted, or a sample is not finite.
+    """
     if samples.ndim != 1 or samples.shape[0] == 0:
         raise AudioError(f"speech of shape {tuple(samples.shape)}: give one channel with at least one sample")
     if frame_count < 1:
@@ -118,6 +135,3 @@ def _check_speech(samples: Tensor, frame_count: int) -> None:
     # No copy, however long the sound is; NaN carries through.
     if not bool(torch.isfinite(torch.stack(torch.aminmax(samples))).all()):
         raise AudioError("the speech holds values that are not finite: decode the file again")
-
-
-# ----------------------------------------------------------------------------------------------------------- HuBERT

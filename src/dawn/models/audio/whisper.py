@@ -6,25 +6,30 @@ import math
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dawn.config import AudioConfig
 from dawn.errors import ConfigError
-from dawn.models.audio.features import EDGE_SAMPLES, MEL_BANDS, _check_speech, _log_power, log_mel
+from dawn.models.audio.features import (
+    EDGE_SAMPLES,
+    MEL_BANDS,
+    AudioNetwork,
+    check_speech,
+    log_mel,
+    measure_log_power,
+)
 from dawn.structs import FRAME_SAMPLES
 
 HEAD_WIDTH = 64
-
-
 POSITIONS = 1_500
-
-
+"""Rows of the position table: 30 s."""
 VECTORS_PER_FRAME = 2
 
 
-def sinusoids(length: int, width: int) -> Tensor:
-    """(length, width) float32 position table: sines, then cosines, wavelengths geometric from 2 pi to 2 pi 10000."""
+def sinusoids(length: int, width: int) -> Float[Tensor, "{length} {width}"]:
+    """Make the position table: sines, then cosines; wavelengths are geometric from 2 pi to 2 pi 10000."""
     half = width // 2
     rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, dtype=torch.float64))
     angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
@@ -44,8 +49,8 @@ class WhisperBlock(nn.Module):
         self.ffn_in = nn.Linear(width, 4 * width)
         self.ffn_out = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Mix the vectors of one window."""
         batch, length, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, width // HEAD_WIDTH, HEAD_WIDTH)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -67,13 +72,18 @@ class WhisperEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.register_buffer("positions", sinusoids(POSITIONS, width), persistent=False)
 
-    def forward(self, mel: Tensor, layers: tuple[int, ...] | None = None) -> Tensor:
-        """Encode a spectrogram.
+    def forward(
+        self, mel: Float[Tensor, "B 80 columns"], layers: tuple[int, ...] | None = None
+    ) -> Float[Tensor, "B (columns+1)//2 D"]:
+        """Encode a spectrogram, 50 vectors a second.
 
-        mel: (B, 80, F) from ``log_mel``, at most 3000 columns (30 s). layers: hidden states to return, concatenated in
-        the order given: 0 after convolutions and positions, n after layer n, the last one normalised; the default is
-        the last. Returns (B, ceil(F / 2), D x number of layers), 50 vectors a second. Raises ConfigError when the
-        spectrogram is longer than the position table.
+        Args:
+            mel: From ``log_mel``, at most 3000 columns (30 s).
+            layers: Hidden states to return, concatenated in this order. 0 comes after convolutions and positions, n
+                after layer n; the last one is normalised. None returns the last.
+
+        Raises:
+            ConfigError: The spectrogram is longer than the position table.
         """
         layers = (len(self.blocks),) if layers is None else layers
         x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
@@ -89,12 +99,12 @@ class WhisperEncoder(nn.Module):
         return torch.cat([states[number] for number in layers], dim=-1)
 
 
-class WhisperAudioEncoder(nn.Module):
+class WhisperAudioEncoder(AudioNetwork):
     """Whisper features of a recording of any length: windows at fixed times, cross-faded, two vectors a frame.
 
-    Window i covers the frames from i x (window - overlap); only the last one is cut short by the end of the sound. So
-    the features before the last window do not change when more sound follows (with a fixed ``peak``), a short clip
-    costs little, and the work memory is that of one window.
+    Window i covers the frames from i x (window - overlap); the end of the sound shortens only the last one. So features
+    before the last window do not change when more sound follows (with a fixed ``peak``). Work memory is that of one
+    window.
     """
 
     def __init__(self, config: AudioConfig | None = None) -> None:
@@ -104,16 +114,19 @@ class WhisperAudioEncoder(nn.Module):
 
     @property
     def feature_size(self) -> int:
+        """Numbers per video frame (D)."""
         return VECTORS_PER_FRAME * self.config.width * len(self.config.layers_used)
 
     @torch.no_grad()
-    def encode(self, samples: Tensor, frame_count: int) -> Tensor:
-        """samples (L,) float32 at 16 kHz -> (frame_count, feature_size) float32.
+    def encode(self, samples: Tensor, frame_count: int) -> Float[Tensor, "{frame_count} {self.feature_size}"]:
+        """Encode speech (L,) at 16 kHz, in float32 and without gradients.
 
-        The sound is cut, or continued with silence, to ``frame_count`` frames of 640 samples. Gradients do not flow.
-        Raises AudioError when there is nothing to encode or the samples are not finite.
+        The sound is cut, or continued with silence, to ``frame_count`` frames of 640 samples.
+
+        Raises:
+            AudioError: There is nothing to encode, or samples are not finite.
         """
-        _check_speech(samples, frame_count)
+        check_speech(samples, frame_count)
         peak = self._recording_peak(samples, frame_count) if self.config.peak is None else self.config.peak
 
         width = self.config.width * len(self.config.layers_used)
@@ -131,22 +144,23 @@ class WhisperAudioEncoder(nn.Module):
         return output.view(frame_count, self.feature_size)
 
     def _windows(self, frame_count: int) -> Iterator[tuple[int, int]]:
-        """Frame ranges of the windows; each later one is longer than its overlap with the one before."""
+        """Yield the windows' frame ranges; each later one is longer than its overlap with the one before."""
         size, overlap = self.config.window_frames, self.config.overlap_frames
         for start in range(0, max(frame_count - overlap, 1), size - overlap):
             yield start, min(start + size, frame_count)
 
-    def _recording_peak(self, samples: Tensor, frame_count: int) -> Tensor:
+    def _recording_peak(self, samples: Float[Tensor, " L"], frame_count: int) -> Float[Tensor, ""]:
         peaks = [
-            _log_power(_cut(samples, frame_count, start, stop)).amax() for start, stop in self._windows(frame_count)
+            measure_log_power(_cut(samples, frame_count, start, stop)).amax()
+            for start, stop in self._windows(frame_count)
         ]
         return torch.stack(peaks).amax()
 
 
-def _cut(samples: Tensor, frame_count: int, start: int, stop: int) -> Tensor:
-    """Frames [start, stop) of a recording of ``frame_count`` frames with edges, (1, 200 + n x 640 + 200).
+def _cut(samples: Float[Tensor, " L"], frame_count: int, start: int, stop: int) -> Float[Tensor, "1 N"]:
+    """Cut out the frames [start, stop) of a recording of ``frame_count`` frames, with 200 samples beside them.
 
-    Edges are the sound beside them, and its mirror image at the recording's ends; no more than these frames is copied.
+    At the recording's ends these are mirrored. No more than these frames is copied.
     """
     left, right = EDGE_SAMPLES * (start == 0), EDGE_SAMPLES * (stop == frame_count)
     first, last = start * FRAME_SAMPLES - EDGE_SAMPLES + left, stop * FRAME_SAMPLES + EDGE_SAMPLES - right

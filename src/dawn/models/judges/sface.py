@@ -14,17 +14,12 @@ published batch normalisations are folded into the convolutions by ``tools/conve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from jaxtyping import Float
 from torch import Tensor, nn
-
-from dawn.errors import CheckpointError
 
 FACE_SIZE_PX = 112
 EMBEDDING_SIZE = 128
@@ -36,8 +31,10 @@ _PIXEL_CENTER = 127.5
 _PIXEL_SCALE = 1.0 / 128.0
 
 ARCFACE_POINTS_PX = ((38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20))
-"""Where a recogniser of the ArcFace family expects eyes, nose tip and mouth corners, image left first (pixel centres
-are whole numbers)."""
+"""Where a recogniser of the ArcFace family expects eyes, nose tip and mouth corners, image left first.
+
+Pixel centres are whole numbers.
+"""
 
 FIVE_POINTS = ((33, 133), (362, 263), (1, 1), (61, 61), (291, 291))
 """The same five points as means of two face-mesh landmarks. Eye corners and not irises: they ignore gaze and blinks."""
@@ -51,8 +48,8 @@ class ConvPReLU(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
         self.act = nn.PReLU(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out h w"]:
+        """Reduce height and width by the stride."""
         return self.act(self.conv(x))
 
 
@@ -74,7 +71,7 @@ def _build_stages() -> nn.ModuleList:
 
 
 class SFace(nn.Module):
-    """The SFace recogniser. Parameters are ordinary ones; ``load_sface`` freezes them."""
+    """The SFace recogniser. Parameters are ordinary ones; ``measures.sface`` loads and freezes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,13 +79,20 @@ class SFace(nn.Module):
         last_px = FACE_SIZE_PX // 2 ** (len(STAGE_CHANNELS) - 1)
         self.head = nn.Linear(STAGE_CHANNELS[-1][-1] * last_px**2, EMBEDDING_SIZE)
 
-    def features(self, faces: Tensor, layers: Sequence[int] = range(len(STAGE_CHANNELS))) -> list[Tensor]:
-        """Inner feature maps, computed no deeper than the deepest one asked for.
+    def features(
+        self, faces: Float[Tensor, "B 3 H W"], layers: Sequence[int] = range(len(STAGE_CHANNELS))
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """Compute inner feature maps, no deeper than the deepest one asked for.
 
-        faces: (B, 3, 112, 112) RGB 0..255. layers: stage numbers 0..4 (negative ones count from the end).
-        Returns one (B, C, h, w) per entry of ``layers``, in that order. Smaller faces work too (a loss at 80 px costs
-        half as much), their maps are smaller accordingly; only ``embed`` needs 112 px.
-        Raises: IndexError for a stage that does not exist.
+        Args:
+            faces: RGB 0..255, of 112 px. Smaller ones work too, with smaller maps; only ``embed`` needs 112 px.
+            layers: Stage numbers 0..4; negative ones count from the end.
+
+        Returns:
+            One map (B, C, h, w) per entry of ``layers``, in that order.
+
+        Raises:
+            IndexError: A stage does not exist.
         """
         wanted = [range(len(self.stages))[layer] for layer in layers]
         maps: list[Tensor] = []
@@ -98,27 +102,30 @@ class SFace(nn.Module):
             maps.append(x)
         return [maps[layer] for layer in wanted]
 
-    def embed(self, last_map: Tensor) -> Tensor:
-        """The last stage's map (B, 1024, 7, 7) -> embedding (B, 128), for callers that want both from one pass."""
+    def embed(self, last_map: Float[Tensor, "B 1024 7 7"]) -> Float[Tensor, "B 128"]:
+        """Turn the last stage's map into the embedding, for callers that want both from one pass."""
         return self.head(last_map.flatten(1))
 
-    def forward(self, faces: Tensor) -> Tensor:
-        """(B, 3, 112, 112) RGB 0..255 -> (B, 128) embedding, not normalised: compare by cosine."""
+    def forward(self, faces: Float[Tensor, "B 3 112 112"]) -> Float[Tensor, "B 128"]:
+        """Embed faces, RGB 0..255. Embeddings are not normalised: compare them by cosine."""
         return self.embed(self.features(faces, (-1,))[0])
 
 
-def five_points(landmarks: Tensor) -> Tensor:
-    """(B, 478, 2 or 3) face-mesh landmarks -> (B, 5, 2), in the order of ``ARCFACE_POINTS_PX``."""
+def five_points(landmarks: Float[Tensor, "B 478 _"]) -> Float[Tensor, "B 5 2"]:
+    """Pick eyes, nose tip and mouth corners from face-mesh landmarks, in the order of ``ARCFACE_POINTS_PX``."""
     index = torch.tensor(FIVE_POINTS, device=landmarks.device)
     return landmarks[:, index, :2].mean(2)
 
 
-def fit_similarity(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares rotation, scale and shift that carry ``source`` points to ``target`` points, without reflection.
+def fit_similarity(
+    source: Float[Tensor, "B P 2"], target: Float[Tensor, "B P 2"]
+) -> tuple[Float[Tensor, "B 2 2"], Float[Tensor, "B 2"]]:
+    """Fit rotation, scale and shift that carry ``source`` points to ``target`` points, by least squares, without reflection.
 
-    source, target: (B, P, 2). Returns ``matrix`` (B, 2, 2) and ``shift`` (B, 2) with target = matrix @ source + shift.
-    Seen as complex numbers, the matrix is multiplication by sum(conj(s) t) / sum(|s|^2) of the centred points, which
-    is Umeyama's solution (IEEE PAMI 1991) for the plane, free of the singular value decomposition and its gradient.
+        target = matrix @ source + shift
+
+    Seen as complex numbers, the matrix is multiplication by sum(conj(s) t) / sum(|s|^2) of the centred points. That is
+    Umeyama's solution (IEEE PAMI 1991) for the plane, without a singular value decomposition and its gradient.
     """
     source_mean, target_mean = source.mean(1), target.mean(1)
     s, t = source - source_mean[:, None], target - target_mean[:, None]
@@ -130,11 +137,17 @@ def fit_similarity(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return matrix, target_mean - (matrix @ source_mean[..., None])[..., 0]
 
 
-def align_to_arcface(images: Tensor, landmarks: Tensor) -> Tensor:
+def align_to_arcface(
+    images: Float[Tensor, "B 3 H W"], landmarks: Float[Tensor, "B 478 _"]
+) -> Float[Tensor, "B 3 112 112"]:
     """Cut faces out the way face recognisers expect them. Differentiable in the images and in the landmarks.
 
-    images: (B, 3, H, W) in [0, 1]. landmarks: (B, 478, 2 or 3) in crop units.
-    Returns (B, 3, 112, 112) RGB 0..255; what lies outside the picture is black, as in the recogniser's training.
+    Args:
+        images: RGB in [0, 1].
+        landmarks: In crop units.
+
+    Returns:
+        RGB 0..255. What lies outside the picture is black, as in the recogniser's training.
     """
     height, width = images.shape[-2:]
     # Through pixels, so that a picture that is not square is still turned without shear.
@@ -151,27 +164,3 @@ def align_to_arcface(images: Tensor, landmarks: Tensor) -> Tensor:
     grid = ((pixels - shift[:, None]) @ inverse.transpose(1, 2)) / half
     grid = grid.reshape(-1, FACE_SIZE_PX, FACE_SIZE_PX, 2)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False) * 255.0
-
-
-def default_sface_path() -> Path:
-    """``$DAWN_CACHE/sface.safetensors``, or the same file in ``~/.cache/dawn``."""
-    return Path(os.environ.get("DAWN_CACHE") or Path.home() / ".cache" / "dawn") / "sface.safetensors"
-
-
-def load_sface(path: str | Path | None = None) -> SFace:
-    """Read converted weights; the network comes back frozen, in evaluation mode, float32, on the CPU.
-
-    path: a file written by ``tools/convert_sface.py``; by default ``default_sface_path()``.
-    Raises: CheckpointError if the file is missing, damaged or of another network.
-    """
-    path = Path(path) if path is not None else default_sface_path()
-    remedy = "make them with tools/fetch_models.py sface and tools/convert_sface.py (docs/training.md)"
-    if not path.is_file():
-        raise CheckpointError(f"SFace weights not found: {path}; {remedy}")
-    network = SFace()
-    try:
-        network.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"SFace weights cannot be used: {path} ({reason}); {remedy}") from error
-    return network.eval().requires_grad_(False)

@@ -5,10 +5,12 @@
     sound, 7 frames ── log-mel ── 2-D and 1-D convolutions ──▶ unit vector ┘
 
 Source of the idea: Chung and Zisserman 2016, "Out of time: automated lip sync in the wild". The network, its size and its
-training (``training.sync_recipe``) are this project's own, so its figures compare with no other SyncNet's.
+training (``research.training.sync``) are this project's own, so its figures compare with no other SyncNet's.
 
-Every convolution over time is unpadded: a vector depends on its own frames and sound alone. (Padding would tell both
-streams where the clip begins and ends, and they would agree on that instead of on speech.)
+Every convolution over time is unpadded: a vector depends on its own frames and sound alone. Padding would tell both
+streams where the clip begins and ends, and they would agree on that instead of on speech.
+
+Shapes: B batch, T frames, S side of a mouth picture, E embedding.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dawn.config import SyncJudgeConfig
@@ -31,7 +35,7 @@ from dawn.structs import LUMA
 WINDOW_FRAMES = 5
 """Pictures that one vector sees."""
 STEM_FRAMES = 3
-"""Pictures that the first convolution sees at once: motion shows at full size only."""
+"""Pictures that the first convolution sees together, because small motion shows at full size only."""
 SOUND_MARGIN_FRAMES = 1
 """How far a window's sound reaches beyond its pictures on both sides."""
 MEL_PEAK = 2.0
@@ -40,7 +44,7 @@ MAX_LAG_FRAMES = 10
 MIN_WINDOWS = 5
 """A lag counts where at least this many windows of a clip have a partner."""
 LEAST_REACH_FRAMES = 5
-"""Clips that allow fewer lags to either side cannot be judged: there would be hardly anything to compare with."""
+"""Least number of lags to either side; with fewer there is too little to compare with."""
 MIN_CLIP_FRAMES = WINDOW_FRAMES + MIN_WINDOWS + LEAST_REACH_FRAMES
 
 MOUTH_SIDE = 1.2
@@ -53,7 +57,7 @@ CROP_BATCH = 64
 class SyncJudge(nn.Module):
     """Both streams. Vectors have length 1.
 
-    sharpness: logarithm of the factor that turns their cosines into logits; training alone uses it.
+    ``sharpness`` is the logarithm of the factor from cosines to logits; only training uses it.
     """
 
     def __init__(self, config: SyncJudgeConfig | None = None) -> None:
@@ -63,24 +67,26 @@ class SyncJudge(nn.Module):
         self.sound = _SoundStream(self.config)
         self.sharpness = nn.Parameter(torch.tensor(self.config.start_sharpness).log())
 
-    def see(self, mouths: Tensor) -> Tensor:
-        """mouths (B, T, S, S) grey in [0, 1], T at least 5 -> (B, T - 4, E); vector i sees the frames i to i + 4."""
+    def see(self, mouths: Float[Tensor, "B T S S"]) -> Float[Tensor, "B T-4 E"]:
+        """Embed grey mouth pictures in [0, 1], at least 5. Vector i sees the frames i to i + 4."""
         return F.normalize(self.pictures(mouths), dim=-1)
 
-    def hear(self, samples: Tensor) -> Tensor:
-        """samples (B, T * 640) at 16 kHz, T at least 7 -> (B, T - 6, E); vector i hears the sound of frames i to i + 6.
+    def hear(self, samples: Float[Tensor, "B L"]) -> Float[Tensor, "B L//640-6 E"]:
+        """Embed sound at 16 kHz, at least 7 frames of 640 samples. Vector i hears the frames i to i + 6.
 
         It belongs to the picture vector i + 1, whose frames lie in the middle of that sound.
         """
         return F.normalize(self.sound(log_mel(samples, MEL_PEAK, edges=True)), dim=-1)
 
-    def forward(self, mouths: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, S, S), (B, T * 640) -> what was seen (B, T - 4, E), what was heard (B, T - 6, E)."""
+    def forward(
+        self, mouths: Float[Tensor, "B T S S"], samples: Float[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B T-4 E"], Float[Tensor, "B L//640-6 E"]]:
+        """Embed both: what was seen, and what was heard."""
         return self.see(mouths), self.hear(samples)
 
 
 class _PictureStream(nn.Module):
-    """(B, T, S, S) -> (B, T - 4, E): three frames at a time as one picture of three channels, then three of those."""
+    """Sees three frames together as one picture of three channels, then three of those."""
 
     def __init__(self, config: SyncJudgeConfig) -> None:
         super().__init__()
@@ -97,26 +103,26 @@ class _PictureStream(nn.Module):
         )
         self.window = nn.Conv1d(config.hidden, config.embedding, WINDOW_FRAMES - STEM_FRAMES + 1)
 
-    def forward(self, mouths: Tensor) -> Tensor:
+    def forward(self, mouths: Float[Tensor, "B T S S"]) -> Float[Tensor, "B T-4 E"]:
         stacks = ((mouths - 0.45) / 0.25).unfold(1, STEM_FRAMES, 1).permute(0, 1, 4, 2, 3)
         x = self.frame(self.body(stacks.flatten(0, 1)))
         return self.window(x.unflatten(0, stacks.shape[:2]).transpose(1, 2)).transpose(1, 2)
 
 
 class _Reduce(nn.Module):
-    """Strided convolution, batch norm, ReLU. (B, in, H, W) -> (B, out, H / stride, W / stride)."""
+    """Strided convolution, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C_in H W"]) -> Float[Tensor, "B C_out h w"]:
         return F.relu(self.norm(self.conv(x)))
 
 
 class _SoundStream(nn.Module):
-    """(B, 80, 4 T - 3) -> (B, T - 6, E). Over time nothing is padded; 25 columns make one vector, 4 are a frame."""
+    """Hears a spectrogram. Over time nothing is padded; 25 columns make one vector, 4 are a frame."""
 
     def __init__(self, config: SyncJudgeConfig) -> None:
         super().__init__()
@@ -142,22 +148,34 @@ class _SoundStream(nn.Module):
         )
         self.window = nn.Conv1d(config.hidden, config.embedding, 5)
 
-    def forward(self, mel: Tensor) -> Tensor:
+    def forward(self, mel: Float[Tensor, "B 80 columns"]) -> Float[Tensor, "B N E"]:
         return self.window(self.frame(self.body(mel[:, None]).flatten(1, 2))).transpose(1, 2)
 
 
 # ---------------------------------------------------------------------------------------------------- mouth pictures
 
 
-def mouth_crops(
-    frames: np.ndarray, landmarks: np.ndarray | Tensor, mean_face: Tensor, size_px: int, side: float = MOUTH_SIDE
-) -> Tensor:
-    """The lower face, held still: a square that follows the head's pose, not the lips.
+def crop_mouths(
+    frames: NDArray[np.uint8],
+    landmarks: NDArray[np.floating] | Float[Tensor, "T 478 3"],
+    mean_face: Float[Tensor, "478 3"],
+    size_px: int,
+    side: float = MOUTH_SIDE,
+) -> Float[Tensor, "T {size_px} {size_px}"]:
+    """Cut out the lower face, held still: a square that follows the head's pose, not the lips.
 
-    frames (T, H, W, 3) uint8; landmarks (T, 478, 3) crop units; mean_face (478, 3); side: of the square in distances of
-    the outer eye corners. Returns (T, size_px, size_px) float32 luma in [0, 1].
-    Centre, size and slant come from the rigid landmarks' pose alone (``face_geometry``), and where the lips are on this
-    face from the clip's median, so that speech moves the lips within the square and the head does not.
+    Centre, size and slant come from the pose of the rigid landmarks alone (``face.geometry``). The clip's median says
+    where the lips are on this face. So speech moves the lips within the square, and turning the head does not.
+
+    Args:
+        frames: (T, H, W, 3) RGB.
+        landmarks: (T, 478, 3) in crop units.
+        mean_face: For the pose.
+        size_px: Side of the pictures.
+        side: Side of the square, in distances of the outer eye corners.
+
+    Returns:
+        Float32 luma in [0, 1].
     """
     points = torch.as_tensor(landmarks, dtype=torch.float32)
     shape, pose = remove_pose(points, mean_face)
@@ -187,19 +205,22 @@ def mouth_crops(
 
 
 class LagDistances(NamedTuple):
-    """Distances summed over windows, one entry a lag from -10 to +10 frames, and how many windows were summed.
+    """Distances summed over windows, and the number of windows: one entry a lag, from -10 to +10 frames.
 
     Lag l compares the pictures of a window with the sound l frames later: a minimum at l > 0 says that the sound is late.
     """
 
-    sums: np.ndarray
-    counts: np.ndarray
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int_]
 
 
-def lag_distances(seen: Tensor, heard: Tensor) -> LagDistances:
-    """What was seen (N, E) and heard (N - 2, E) in one clip -> distances by lag, each window with every partner it has.
+def lag_distances(seen: Float[Tensor, "N E"], heard: Float[Tensor, "M E"]) -> LagDistances:
+    """Compare what was seen with what was heard in one clip, by lag: each window with every partner that it has.
 
-    Lags with under ``MIN_WINDOWS`` windows stay empty. Raises InputError for clips under 15 frames.
+    ``heard`` has two windows less than ``seen``. Lags with under ``MIN_WINDOWS`` windows stay empty.
+
+    Raises:
+        InputError: The clip has under 15 frames.
     """
     frames = len(seen) + WINDOW_FRAMES - 1
     if frames < MIN_CLIP_FRAMES:

@@ -1,9 +1,11 @@
-"""Detail painter: a second look at the mouth and the eyes.
+"""Detail painter: paint the mouth and the eyes a second time.
 
-Warping cannot show what the source hides (teeth behind shut lips, lids over open eyes), and at 128 pixels a mouth is twenty
-pixels of a picture whose every part the decoder has to paint. Small networks here repaint windows around lips and
-eyes of the decoded frame, told where the contours are to be and what the source shows there. (An addition to the paper,
-whose generator leaves this to one decoder; see docs/log.md.)
+Warping cannot show what the source hides, such as teeth behind shut lips or lids over open eyes. And at 128 pixels a mouth
+is only twenty pixels wide. So small networks repaint windows around lips and eyes of the decoded frame. They are told where
+the contours are to be and what the source shows there. (An addition to the paper, whose generator leaves this to one
+decoder; see docs/log.md.)
+
+Shapes: B batch, S side of the frame, h and w of a window, G contours of an organ. Landmarks are in crop units.
 """
 
 from __future__ import annotations
@@ -12,34 +14,36 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dawn.config import DetailConfig
 from dawn.face import mesh as lm
 from dawn.models.blocks import DownBlock, ResBlock, SameBlock, UpBlock
-from dawn.models.lite.regions import inside_polygon, opening_growth
+from dawn.models.lite.regions import fill_polygon, opening_growth
 
 REFERENCE_SIZE_PX = 128
 """The picture size for which the configuration's windows are given."""
 
 
 class Window(NamedTuple):
-    """Pixels of one window in each picture of a batch: columns (B, w), rows (B, h)."""
+    """Pixels of one window in each picture of a batch."""
 
-    columns: Tensor
-    rows: Tensor
+    columns: Int[Tensor, "B w"]
+    rows: Int[Tensor, "B h"]
 
-    def cells(self) -> tuple[Tensor, Tensor, Tensor]:
+    def cells(self) -> tuple[Int[Tensor, "B 1 1"], Int[Tensor, "B h 1"], Int[Tensor, "B 1 w"]]:
+        """Index the window's pixels in a tensor (B, H, W, C)."""
         batch = torch.arange(len(self.rows), device=self.rows.device)[:, None, None]
         return batch, self.rows[:, :, None], self.columns[:, None, :]
 
-    def cut(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) → (B, C, h, w)."""
+    def cut(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        """Cut the window out of pictures."""
         return images.permute(0, 2, 3, 1)[self.cells()].permute(0, 3, 1, 2)
 
 
-def place_window(points: Tensor, size: int, width: int, height: int) -> Window:
-    """The window of width x height pixels around points (B, V, 2) in crop units, moved inside a size x size picture."""
+def place_window(points: Float[Tensor, "B V 2"], size: int, width: int, height: int) -> Window:
+    """Centre a window of width x height pixels on points, and move it inside a size x size picture."""
     centre = ((points.amin(1) + points.amax(1)) / 2 + 1) * (size / 2)
     extent = centre.new_tensor([width, height])
     start = (centre - extent / 2).round().clamp_min(0)
@@ -49,7 +53,7 @@ def place_window(points: Tensor, size: int, width: int, height: int) -> Window:
 
 
 class WindowPainter(nn.Module):
-    """Changes (B, 3, h, w) to a window from what is known of it (B, C, h, w). A cell is ``patch`` x ``patch`` pixels."""
+    """Paints changes to a window from what is known of it. It works on cells of ``patch`` x ``patch`` pixels."""
 
     def __init__(self, in_channels: int, width: int, res_blocks: int, patch: int) -> None:
         super().__init__()
@@ -64,14 +68,15 @@ class WindowPainter(nn.Module):
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 h w"]:
+        """Paint the change of the picture."""
         h = self.first(F.pixel_unshuffle(x, self.patch))
         h = self.join(torch.cat((self.up(self.middle(self.down(h))), h), 1))
         return F.pixel_shuffle(self.last(h), self.patch)
 
 
 class Organ(NamedTuple):
-    """What is painted: its contours (the first is the opening), whether it is seen in a mirror, which painter."""
+    """What is painted: its contours (the first is the opening), whether it is mirrored, and the painter's name."""
 
     name: str
     contours: tuple[tuple[int, ...], ...]
@@ -87,9 +92,9 @@ ORGANS = (
 SOFTNESS_PX = 0.4
 """Softness of drawn contours."""
 FEW_PX = 16.0
-"""Openings of so many pixels (at 128) may be nothing but a softened line."""
+"""Openings up to this many pixels (at 128) may be only a softened line."""
 PAINTED_FLOOR = 0.1
-"""Share of the mouth's painting that is kept where its opening stays as the source has it."""
+"""Share of the mouth's painting that is kept when its opening stays as in the source."""
 
 
 class DetailPainter(nn.Module):
@@ -107,27 +112,40 @@ class DetailPainter(nn.Module):
         self.mouth = WindowPainter(6 + 2 * 2 + 2, config.mouth_width, config.res_blocks, 2 * scale)
         self.eye = WindowPainter(6 + 2 * 1 + 2, config.eye_width, config.res_blocks, 2 * scale)
 
-    def place(self, organ: Organ, landmarks: Tensor) -> Window:
-        """The organ's window for landmarks (B, 478, 2 or 3) in crop units."""
+    def place(self, organ: Organ, landmarks: Float[Tensor, "B 478 _"]) -> Window:
+        """Place the organ's window."""
         width, height = self.windows[organ.painter]
         return place_window(landmarks[:, list(organ.contours[-1]), :2], self.size, width, height)
 
-    def draw(self, organ: Organ, landmarks: Tensor, window: Window) -> Tensor:
-        """The organ's contours in its window, (B, len(organ.contours), h, w)."""
+    def draw(self, organ: Organ, landmarks: Float[Tensor, "B 478 _"], window: Window) -> Float[Tensor, "B G h w"]:
+        """Draw the organ's contours in its window."""
         cells = (landmarks[..., :2] + 1) * (self.size / 2)
         x, y = window.columns + 0.5, window.rows + 0.5
-        return torch.stack([inside_polygon(x, y, cells[:, list(c)], SOFTNESS_PX) for c in organ.contours], 1)
+        return torch.stack([fill_polygon(x, y, cells[:, list(c)], SOFTNESS_PX) for c in organ.contours], 1)
 
-    def look(self, image: Tensor, landmarks: Tensor) -> tuple[Tensor, ...]:
-        """What the source shows: for every organ picture and contours (B, 3 + G, h, w). Computed once a portrait."""
+    def look(
+        self, image: Float[Tensor, "B 3 S S"], landmarks: Float[Tensor, "B 478 _"]
+    ) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Cut out what the source shows of every organ: picture and contours (B, 3 + G, h, w). Done once a portrait."""
         seen = []
         for organ in ORGANS:
             window = self.place(organ, landmarks)
             seen.append(torch.cat((window.cut(image), self.draw(organ, landmarks, window)), 1))
         return tuple(seen)
 
-    def forward(self, frame: Tensor, landmarks: Tensor, source: tuple[Tensor, ...]) -> Tensor:
-        """frame (B, 3, S, S) as decoded; landmarks (B, 478, 2 or 3) driving; source from ``look`` → frame (B, 3, S, S)."""
+    def forward(
+        self,
+        frame: Float[Tensor, "B 3 S S"],
+        landmarks: Float[Tensor, "B 478 _"],
+        source: tuple[Float[Tensor, "B _ _ _"], ...],
+    ) -> Float[Tensor, "B 3 S S"]:
+        """Repaint a decoded frame.
+
+        Args:
+            frame: As decoded.
+            landmarks: Driving landmarks.
+            source: What ``look`` returned for the portrait.
+        """
         out = frame.permute(0, 2, 3, 1).clone()
         for organ, seen in zip(ORGANS, source, strict=True):
             window = self.place(organ, landmarks)
@@ -135,25 +153,29 @@ class DetailPainter(nn.Module):
             known = torch.cat((here, wanted, self._relative(organ, landmarks, window), seen), 1)
             change = self._paint(organ, known)
             if organ.painter == "mouth":
-                change = change * self._doubt(wanted[:, 0], seen[:, 3])
+                change = change * self.paint_weight(wanted[:, 0], seen[:, 3])
             out[window.cells()] = (here + change * _feather(change)).permute(0, 2, 3, 1)
         return out.permute(0, 3, 1, 2)
 
-    def _paint(self, organ: Organ, known: Tensor) -> Tensor:
+    def _paint(self, organ: Organ, known: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 h w"]:
         painter = self.mouth if organ.painter == "mouth" else self.eye
         return painter(known.flip(-1)).flip(-1) if organ.mirrored else painter(known)
 
-    def _doubt(self, wanted: Tensor, shown: Tensor) -> Tensor:
-        """How far the warp cannot be right about a mouth, (B, 1, 1, 1): its opening (B, h, w) has to grow or to close.
+    def paint_weight(self, wanted: Float[Tensor, "B h w"], shown: Float[Tensor, "B h w"]) -> Float[Tensor, "B 1 1 1"]:
+        """Weigh the mouth's painting: much if its opening has to grow or to close, little if it stays.
 
         Where the source shows as much of the mouth as is wanted, its own teeth are better than painted ones.
+
+        Args:
+            wanted: The driving opening.
+            shown: The source's opening.
         """
         areas = torch.stack((wanted.sum((1, 2)), shown.sum((1, 2))))
         changed = opening_growth(areas.amin(0), areas.amax(0), FEW_PX * (self.size / REFERENCE_SIZE_PX) ** 2)
         return (PAINTED_FLOOR + (1 - PAINTED_FLOOR) * changed)[:, None, None, None]
 
-    def _relative(self, organ: Organ, landmarks: Tensor, window: Window) -> Tensor:
-        """Place of every pixel relative to the organ's middle, in widths of the organ: (B, 2, h, w)."""
+    def _relative(self, organ: Organ, landmarks: Float[Tensor, "B 478 _"], window: Window) -> Float[Tensor, "B 2 h w"]:
+        """Measure every pixel's place from the organ's middle, in widths of the organ."""
         points = (landmarks[:, list(organ.contours[-1]), :2] + 1) * (self.size / 2)
         low, high = points.amin(1), points.amax(1)
         middle, width = (low + high) / 2, (high - low)[:, :1].clamp_min(1)
@@ -164,8 +186,8 @@ class DetailPainter(nn.Module):
         return torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), 1)
 
 
-def _feather(like: Tensor) -> Tensor:
-    """1 inside, falling to 0 over the outer three pixels: (1, 1, h, w)."""
+def _feather(like: Float[Tensor, "B C h w"]) -> Float[Tensor, "1 1 h w"]:
+    """Make a mask that is 1 inside and falls to 0 over the outer three pixels."""
     height, width = like.shape[2:]
 
     def ramp(n: int) -> Tensor:

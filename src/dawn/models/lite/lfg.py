@@ -4,7 +4,10 @@
     driving regions ─ flow predictor ─▶ flow, occlusion ── warp, blend ┴▶ paint ─▶ blend with warped source ─▶ frame
 
 The source is encoded once; any number of frames is then decoded from it. Mouth and eyes are painted a second time
-(``models.detail``), and the frame is doubled with what a larger portrait shows (``models.fine``), as the configuration says.
+(``lite.detail``), and the frame is doubled with what a larger portrait shows (``lite.fine``), as the configuration says.
+
+Shapes: B batch, R side of the result, S side that is decoded, h and w of the flow, G contours (GG of two faces), K regions. A
+landmark has 2 or 3 numbers, in crop units.
 """
 
 from __future__ import annotations
@@ -13,40 +16,46 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dawn.config import LFGConfig
-from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, finer, resize, warp
+from dawn.models.blocks import DownBlock, Hourglass, ResBlock, SameBlock, UpBlock, resize, upsample_sharp, warp
 from dawn.models.lite.detail import DetailPainter
 from dawn.models.lite.fine import FineStage
 from dawn.models.lite.regions import (
     GUIDE_CONTOURS,
     LandmarkRegions,
     RegionState,
-    applied,
-    blended,
+    apply_maps,
+    blend_maps,
     draw_contours,
     lid_flow,
     opening_growth,
 )
+from dawn.models.nouns import Flow
 
 
 class Source(NamedTuple):
-    """What is computed once for a portrait. full: the picture as given, for a fine stage made ``finer``; image: at the size
-    that is decoded, (B, 3, H, W); features: (B, C, H, W), (B, C, H/2, W/2), (B, C, H/4, W/4); heat (B, K, h, w) of the
-    regions; details, fine_details: of mouth and eyes at both sizes."""
+    """What is computed once for a portrait."""
 
-    full: Tensor
-    image: Tensor
-    features: tuple[Tensor, Tensor, Tensor]
+    full: Float[Tensor, "B 3 _ _"]
+    """The input picture; with a fine stage it is doubled by ``upsample_sharp``."""
+    image: Float[Tensor, "B 3 S S"]
+    """The picture at the size that is decoded."""
+    features: tuple[Float[Tensor, "B a S S"], Float[Tensor, "B b S//2 S//2"], Float[Tensor, "B c S//4 S//4"]]
     regions: RegionState
-    heat: Tensor
-    contours: Tensor
-    details: tuple[Tensor, ...]
-    fine_details: tuple[Tensor, ...]
+    heat: Float[Tensor, "B K h w"]
+    """Heat maps of the regions."""
+    contours: Float[Tensor, "B G 2*h 2*w"]
+    """Lips and eyes, drawn."""
+    details: tuple[Float[Tensor, "B _ _ _"], ...]
+    """Mouth and eyes for the painter, at the decoded size."""
+    fine_details: tuple[Float[Tensor, "B _ _ _"], ...]
+    """The same for the fine stage's painter, at the full size."""
 
     def expand(self, frames: int) -> Source:
-        """The same portrait for every one of ``frames`` frames (no copy). B must be 1."""
+        """Repeat one portrait (B = 1) for ``frames`` frames, without a copy."""
 
         def grow(x: Tensor) -> Tensor:
             return x.expand(frames, *x.shape[1:])
@@ -59,18 +68,13 @@ class Source(NamedTuple):
         return Source(grow(self.full), grow(self.image), features, regions, heat, contours, details, fine_details)
 
 
-class Flow(NamedTuple):
-    """Latent motion: grid (B, h, w, 2) absolute sampling grid, occlusion (B, 1, h, w): 1 keeps the source."""
-
-    grid: Tensor
-    occlusion: Tensor
-
-
 class Decoded(NamedTuple):
-    """frame (B, 3, H, W), about in [0, 1]; painted: the decoder's own picture before the last blend (a training target)."""
+    """A frame and how it came about."""
 
-    frame: Tensor
-    painted: Tensor
+    frame: Float[Tensor, "B 3 R R"]
+    """About in [0, 1], not clamped."""
+    painted: Float[Tensor, "B 3 S S"]
+    """The decoder's own picture before the last blend (a training target)."""
     flow: Flow
 
 
@@ -88,16 +92,29 @@ class PixelwiseFlowPredictor(nn.Module):
         self.refine = SameBlock(self.hourglass.out_channels, config.flow_head_width, 1)
         self.head = nn.Conv2d(config.flow_head_width + guides, regions + 2, 3, padding=1)
 
-    def forward(self, image: Tensor, heat: Tensor, maps: Tensor, guides: Tensor) -> Flow:
-        """image (B, 3, H, W) source; heat (B, K+1, h, w); maps (B, K+1, 2, 3) of the regions; guides (B, G, 2h, 2w)."""
+    def forward(
+        self,
+        image: Float[Tensor, "B 3 S S"],
+        heat: Float[Tensor, "B N h w"],
+        maps: Float[Tensor, "B N 2 3"],
+        guides: Float[Tensor, "B GG 2*h 2*w"],
+    ) -> Flow:
+        """Mix the maps of N = K + 1 movers, background and regions, cell by cell.
+
+        Args:
+            image: The source picture.
+            heat: Driving minus source heat; the background's is zero.
+            maps: Affine maps from driving to source positions.
+            guides: Driving and source contours.
+        """
         batch, regions = maps.shape[:2]
         small = resize(image, self.cells, self.cells)
         small = small[:, None].expand(-1, regions, -1, -1, -1).flatten(0, 1)
-        moved = warp(small, applied(maps, self.cells).flatten(0, 1)).view(batch, regions * 3, self.cells, self.cells)
+        moved = warp(small, apply_maps(maps, self.cells).flatten(0, 1)).view(batch, regions * 3, self.cells, self.cells)
         h = self.hourglass(torch.cat((heat, moved, F.avg_pool2d(guides, 2)), 1))
         h = resize(self.refine(h), *guides.shape[2:])
         out = self.head(torch.cat((h, guides), 1))
-        return Flow(blended(maps, out[:, :-1].softmax(1)), torch.sigmoid(out[:, -1:]))
+        return Flow(blend_maps(maps, out[:, :-1].softmax(1)), torch.sigmoid(out[:, -1:]))
 
 
 class LatentFlowGenerator(nn.Module):
@@ -119,8 +136,8 @@ class LatentFlowGenerator(nn.Module):
         self.detail = DetailPainter(config.detail, config.decoded_size_px) if config.detail else None
         self.fine = FineStage(config.fine, config.image_size_px) if config.fine else None
 
-    def encode(self, image: Tensor, landmarks: Tensor) -> Source:
-        """image (B, 3, H, W) in [0, 1], of the size to decode or a multiple of it; landmarks (B, 478, 2 or 3) crop units."""
+    def encode(self, image: Float[Tensor, "B 3 R R"], landmarks: Float[Tensor, "B 478 _"]) -> Source:
+        """Encode a portrait in [0, 1], whose side is the one to decode or a multiple of it."""
         full, size = image, self.config.decoded_size_px
         image = resize(image, size, size)
         fine = self.first(image)
@@ -131,11 +148,13 @@ class LatentFlowGenerator(nn.Module):
         fine_details = self.fine.look(full, landmarks) if self.fine else ()
         regions = self.region_provider.state(landmarks)
         heat = self.region_provider.heat(regions, self.config.flow_cells)
-        full = finer(full) if self.fine else full
+        full = upsample_sharp(full) if self.fine else full
         return Source(full, image, (fine, middle, coarse), regions, heat, contours, details, fine_details)
 
-    def predict_flow(self, source: Source, landmarks: Tensor) -> tuple[Flow, Tensor]:
-        """Driving landmarks (B, 478, 2 or 3) → flow, and the driving contours (B, G, 2h, 2w) for the decoder."""
+    def predict_flow(
+        self, source: Source, landmarks: Float[Tensor, "B 478 _"]
+    ) -> tuple[Flow, Float[Tensor, "B G H W"]]:
+        """Turn driving landmarks into a flow, and into driving contours for the decoder."""
         cells = self.config.flow_cells
         driving = self.region_provider.state(landmarks)
         contours = draw_contours(driving.points, 2 * cells)
@@ -152,11 +171,12 @@ class LatentFlowGenerator(nn.Module):
         occlusion = flow.occlusion * (1 - self._changed_openings(contours, source.contours))
         return Flow(grid, occlusion), contours
 
-    def _changed_openings(self, driving: Tensor, source: Tensor) -> Tensor:
-        """Where the source cannot be copied: openings that it does not show, lips that close over its teeth.
+    def _changed_openings(
+        self, driving: Float[Tensor, "B G H W"], source: Float[Tensor, "B G H W"]
+    ) -> Float[Tensor, "B 1 H W"]:
+        """Mark where the source cannot be copied, in [0, 1]: openings that it does not show, lips that close over its teeth.
 
-        Both contours (B, G, h, w); returns (B, 1, h, w) in [0, 1]. Left alone the occlusion map goes to 1 everywhere, and
-        mouths are stretched instead of opened.
+        Without this the occlusion map goes to 1 everywhere, and mouths are stretched instead of opened.
         """
         inner, outer = 0, 1
         eye = self.config.eye_suppression
@@ -176,7 +196,7 @@ class LatentFlowGenerator(nn.Module):
             out = torch.maximum(out, closing[:, None, None, None] * lids[:, index - 2 : index - 1])
         return out
 
-    def decode(self, source: Source, flow: Flow, contours: Tensor) -> Decoded:
+    def decode(self, source: Source, flow: Flow, contours: Float[Tensor, "B G H W"]) -> Decoded:
         """Warp and blend at three scales, paint, and blend with the warped source picture."""
         fine, middle, coarse = source.features
         occlusion = [resize(flow.occlusion, x.shape[2], x.shape[3]) for x in source.features]
@@ -193,14 +213,14 @@ class LatentFlowGenerator(nn.Module):
         frame = torch.lerp(painted, warp(source.image, flow.grid), occlusion[0])
         return Decoded(frame, painted, flow)
 
-    def render(self, source: Source, landmarks: Tensor) -> Tensor:
-        """Frames (B, 3, H, W) for driving landmarks (B, 478, 2 or 3); a source of one portrait serves them all."""
+    def render(self, source: Source, landmarks: Float[Tensor, "B 478 _"]) -> Float[Tensor, "B 3 R R"]:
+        """Draw frames in [0, 1] for driving landmarks; a source of one portrait serves them all."""
         if source.image.shape[0] != landmarks.shape[0]:
             source = source.expand(landmarks.shape[0])
         return self.redraw(source, landmarks).frame.clamp(0, 1)
 
-    def redraw(self, source: Source, landmarks: Tensor) -> Decoded:
-        """Flow, decoding, mouth and eyes, doubling: sources and driving landmarks of the same number (not clamped)."""
+    def redraw(self, source: Source, landmarks: Float[Tensor, "B 478 _"]) -> Decoded:
+        """Predict flow, decode, repaint mouth and eyes, double. There are as many sources as driving landmarks."""
         made = self.decode(source, *self.predict_flow(source, landmarks))
         frame = self.repaint(source, made.frame, landmarks)
         if self.fine:
@@ -209,10 +229,17 @@ class LatentFlowGenerator(nn.Module):
             frame = self.fine(frame, moved, landmarks, source.fine_details)
         return made._replace(frame=frame)
 
-    def repaint(self, source: Source, frame: Tensor, landmarks: Tensor) -> Tensor:
-        """Mouth and eyes of decoded frames (B, 3, H, W) painted a second time, if the configuration says so (not clamped)."""
+    def repaint(
+        self, source: Source, frame: Float[Tensor, "B 3 S S"], landmarks: Float[Tensor, "B 478 _"]
+    ) -> Float[Tensor, "B 3 S S"]:
+        """Paint mouth and eyes a second time, if the configuration says so; the result is not clamped."""
         return self.detail(frame, landmarks, source.details) if self.detail else frame
 
-    def forward(self, image: Tensor, source_landmarks: Tensor, driving_landmarks: Tensor) -> Decoded:
-        """One source and one driving face each: the training pass."""
+    def forward(
+        self,
+        image: Float[Tensor, "B 3 R R"],
+        source_landmarks: Float[Tensor, "B 478 _"],
+        driving_landmarks: Float[Tensor, "B 478 _"],
+    ) -> Decoded:
+        """Run the training pass: one source and one driving face each."""
         return self.redraw(self.encode(image, source_landmarks), driving_landmarks)

@@ -1,13 +1,15 @@
 """The ``lite`` motion space: expression coefficients, and the way from them to driving landmarks.
 
-Expression is what remains of facial motion when pose is taken out: the change of the pose-free shape against the source
-face, in principal components. Lower and upper face have components of their own, so that lips and lids do not move
-each other.
+Expression is facial motion without pose: the change of the pose-free shape against the source face, in principal
+components. Lower and upper face have components of their own, so that lips and lids do not move each other.
+
+Shapes: T frames, K coefficients.
 """
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dawn.config import MotionSpaceConfig
@@ -19,8 +21,8 @@ LIP_EMPHASIS = 4.0
 EYE_EMPHASIS = 4.0
 
 
-def split_landmarks(mean_face: Tensor) -> tuple[list[int], list[int]]:
-    """(lower, upper): every landmark belongs to one half, divided just above the nostrils."""
+def split_landmarks(mean_face: Float[Tensor, "478 3"]) -> tuple[list[int], list[int]]:
+    """Divide the landmarks just above the nostrils into (lower, upper)."""
     line = float(mean_face[2, 1]) - 0.05
     lower = [i for i in range(len(mean_face)) if mean_face[i, 1] > line]
     return lower, [i for i in range(len(mean_face)) if i not in set(lower)]
@@ -49,16 +51,29 @@ class MotionSpace(nn.Module):
 
     @property
     def lower(self) -> slice:
+        """Coefficients of the lower face."""
         return slice(0, self.config.lower)
 
     @property
     def upper(self) -> slice:
+        """Coefficients of the upper face."""
         return slice(self.config.lower, self.config.size)
 
-    def fit(self, mean_face: Tensor, shapes: list[Tensor], pose_changes: Tensor) -> dict[str, float]:
-        """Fit the components to the clips' pose-free shapes, a list of (T, 478, 3); returns the variance held.
+    def fit(
+        self,
+        mean_face: Float[Tensor, "478 3"],
+        shapes: list[Float[Tensor, "_ 478 3"]],
+        pose_changes: Float[Tensor, "M 6"],
+    ) -> dict[str, float]:
+        """Fit the components to clips.
 
-        pose_changes: (M, 6) changes of pose within clips, for the units in which the networks see pose.
+        Args:
+            mean_face: The mean face.
+            shapes: Pose-free shapes of each clip.
+            pose_changes: Changes of pose within clips; their spread is the unit in which the networks see pose.
+
+        Returns:
+            The share of variance that the components hold, for the lower and the upper face.
         """
         self.mean_face.copy_(mean_face)
         changes = torch.cat([s - s.mean(0) for s in shapes]).flatten(1)
@@ -86,25 +101,29 @@ class MotionSpace(nn.Module):
         self.pose_scale.copy_(pose_changes.std(0))
         return held
 
-    def encode(self, shape: Tensor, source_shape: Tensor) -> Tensor:
-        """(..., T, 478, 3) against (..., 478, 3) -> normalised coefficients (..., T, K)."""
+    def encode(
+        self, shape: Float[Tensor, "*batch T 478 3"], source_shape: Float[Tensor, "*batch 478 3"]
+    ) -> Float[Tensor, "*batch T K"]:
+        """Turn pose-free shapes into normalised coefficients against a source face."""
         return (shape - source_shape.unsqueeze(-3)).flatten(-2) @ self.encoder / self.scale
 
-    def describe_source(self, source_shape: Tensor) -> Tensor:
-        """What the networks are told of the source face, (..., 478, 3) -> (..., K + 2): coefficients, mouth, eyes."""
+    def describe_source(self, source_shape: Float[Tensor, "*batch 478 3"]) -> Float[Tensor, "*batch S"]:
+        """Describe the source face for the networks by S = K + 2 numbers: coefficients, mouth, eyes."""
         code = (source_shape - self.mean_face).flatten(-2) @ self.encoder / self.identity_scale
         mouth = lip_aperture(source_shape)[..., None] / 0.1
         eyes = eye_aspect_ratio(source_shape).mean(-1, keepdim=True) / 0.3
         return torch.cat((code, mouth, eyes), -1)
 
-    def shapes(self, expression: Tensor, source_shape: Tensor, apart: bool = True) -> Tensor:
-        """Coefficients (T, K) on a source shape (478, 3) -> pose-free shapes (T, 478, 3). apart: keep lips from crossing."""
+    def shapes(
+        self, expression: Float[Tensor, "T K"], source_shape: Float[Tensor, "478 3"], apart: bool = True
+    ) -> Float[Tensor, "T 478 3"]:
+        """Turn coefficients into pose-free shapes of a source face. apart: lips are kept from crossing."""
         change = (expression * self.scale) @ self.basis
         shapes = source_shape + change.unflatten(-1, (478, 3))
         return part_lips(shapes) if apart else shapes
 
-    def opening_direction(self) -> Tensor:
-        """The likeliest change of the coefficients that opens the lips by one eye distance, (K,): lower face only.
+    def opening_direction(self) -> Float[Tensor, " K"]:
+        """Find the likeliest change of the coefficients that opens the lips by one eye distance: lower face only.
 
         Coefficients are of unit variance, so the likeliest change is the shortest one.
         """
@@ -114,11 +133,16 @@ class MotionSpace(nn.Module):
         return row / row.square().sum().clamp_min(1e-12)
 
     def landmarks(
-        self, pose_change: Tensor, expression: Tensor, source_shape: Tensor, source_pose: Tensor, apart: bool = True
-    ) -> Tensor:
-        """Driving landmarks (T, 478, 3) in crop units: pose(source shape + expression). apart: see ``shapes``."""
+        self,
+        pose_change: Float[Tensor, "T 6"],
+        expression: Float[Tensor, "T K"],
+        source_shape: Float[Tensor, "478 3"],
+        source_pose: Float[Tensor, " 6"],
+        apart: bool = True,
+    ) -> Float[Tensor, "T 478 3"]:
+        """Make driving landmarks in crop units: pose(source shape + expression). apart: see ``shapes``."""
         return apply_pose(self.shapes(expression, source_shape, apart), add_pose(source_pose, pose_change))
 
-    def lower_at_rest(self, shape: Tensor, closed: Tensor) -> Tensor:
-        """Lower-face coefficients (K_lower) that bring ``shape`` (478, 3) to another shape, e.g. the closed mouth."""
+    def lower_at_rest(self, shape: Float[Tensor, "478 3"], closed: Float[Tensor, "478 3"]) -> Float[Tensor, " K_lower"]:
+        """Find the lower-face coefficients that bring ``shape`` to another shape, such as the closed mouth."""
         return self.encode(closed[None], shape)[0, self.lower]

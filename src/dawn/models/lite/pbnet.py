@@ -13,24 +13,18 @@ slow motion, so that sampled heads either tremble or freeze; a window of width s
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dawn.config import PBNetConfig
 from dawn.models.attention import FeedForward, LocalSelfAttention
+from dawn.models.nouns import Posterior
 from dawn.structs import BLINK_SIZE, POSE_SIZE
 
 OUT_SIZE = POSE_SIZE + BLINK_SIZE
-
-
-class Posterior(NamedTuple):
-    """Per-frame Gaussian, each (B, T, Z)."""
-
-    mean: Tensor
-    log_variance: Tensor
 
 
 class Layer(nn.Module):
@@ -43,13 +37,14 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config.width, 3 * config.width, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, x: Float[Tensor, "B T W"], valid: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B T W"]:
+        """Attend and transform; ``valid`` is false for padding."""
         x = x + self.dropout(self.attention(self.norm1(x), valid))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
 class PBNet(nn.Module):
-    """Pose and blink changes against the first frame, normalised (``MotionSpace.pose_scale``; EAR / 0.1)."""
+    """Predicts changes of pose and blink against the first frame, normalised (``MotionSpace.pose_scale``; EAR / 0.1)."""
 
     def __init__(self, config: PBNetConfig) -> None:
         super().__init__()
@@ -69,41 +64,60 @@ class PBNet(nn.Module):
 
     @property
     def reach_frames(self) -> int:
-        """A frame's result depends on frames at most this far away."""
+        """Frames to either side on which a frame's result depends."""
         return self.config.layers * self.config.window_frames + smoothing_reach(
             max(self.config.latent_smoothing_frames)
         )
 
-    def encode(self, motion: Tensor, first: Tensor, audio: Tensor, valid: Tensor | None = None) -> Posterior:
-        """motion (B, T, 8) changes; first (B, 8) absolute state of the first frame; audio (B, T, D)."""
+    def encode(
+        self,
+        motion: Float[Tensor, "B T 8"],
+        first: Float[Tensor, "B 8"],
+        audio: Float[Tensor, "B T D"],
+        valid: Bool[Tensor, "B T"] | None = None,
+    ) -> Posterior:
+        """Find the latents that explain a recording.
+
+        Args:
+            motion: Changes against the first frame.
+            first: State of the first frame, from ``first_state``.
+            audio: Speech features.
+            valid: False for padding.
+        """
         h = self.motion_in(motion) + self._context(first, audio)
         for layer in self.encoder:
             h = layer(h, valid)
         mean, log_variance = self.to_posterior(h).chunk(2, -1)
         return Posterior(mean, log_variance.clamp(-8, 4))
 
-    def decode(self, latent: Tensor, first: Tensor, audio: Tensor, valid: Tensor | None = None) -> Tensor:
-        """latent (B, T, Z) ~ N(0, I) -> motion (B, T, 8)."""
+    def decode(
+        self,
+        latent: Float[Tensor, "B T Z"],
+        first: Float[Tensor, "B 8"],
+        audio: Float[Tensor, "B T D"],
+        valid: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T 8"]:
+        """Turn latents, N(0, I) in generation, into motion. Arguments are those of ``encode``."""
         views = [latent, *(smooth_noise(latent, s) for s in self.config.latent_smoothing_frames)]
         h = self.latent_in(torch.cat(views, -1)) + self._context(first, audio)
         for layer in self.decoder:
             h = layer(h, valid)
         return self.motion_out(self.norm_out(h))
 
-    def _context(self, first: Tensor, audio: Tensor) -> Tensor:
+    def _context(self, first: Float[Tensor, "B 8"], audio: Float[Tensor, "B T D"]) -> Float[Tensor, "B T W"]:
         return self.audio_dropout(self.audio_in(self.audio_norm(audio))) + self.first_in(first)[:, None]
 
 
 def smoothing_reach(width_frames: float) -> int:
-    """Half length of the Gaussian window of this standard deviation."""
+    """Return the half length of the Gaussian window of this standard deviation."""
     return math.ceil(3 * width_frames)
 
 
-def smooth_noise(x: Tensor, width_frames: float) -> Tensor:
-    """White noise (B, T, Z) through a Gaussian window over time, scaled back to unit variance.
+def smooth_noise(x: Float[Tensor, "B T Z"], width_frames: float) -> Float[Tensor, "B T Z"]:
+    """Smooth white noise over time with a Gaussian window, and scale it back to unit variance.
 
-    Beyond the ends the series counts as zero, and the scale is that of the full window: a chunk with enough context equals
-    the whole.
+    Beyond the ends the series counts as zero, and the scale is that of the full window. So a chunk with enough context
+    equals the whole.
     """
     reach = smoothing_reach(width_frames)
     t = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
@@ -114,18 +128,12 @@ def smooth_noise(x: Tensor, width_frames: float) -> Tensor:
     return F.conv1d(padded, window.expand(channels, 1, -1), groups=channels).transpose(1, 2)
 
 
-def kl_divergence(posterior: Posterior) -> Tensor:
-    """KL(q || N(0, I)) per latent number, (B, T, Z)."""
-    mean, log_variance = posterior
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-
-
 EAR_UNIT = 0.1
-"""Blink changes are given to the networks in tenths of an eye aspect ratio."""
+"""Unit in which the networks see blink changes: a tenth of an eye aspect ratio."""
 
 
-def first_state(pose: Tensor, ear: Tensor) -> Tensor:
-    """What PBNet is told of the face it starts from: pose (..., 6) and EAR (..., 2) -> (..., 8), of order one."""
+def first_state(pose: Float[Tensor, "*batch 6"], ear: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 8"]:
+    """Describe the face that PBNet starts from: pose and eye aspect ratios, scaled to order one."""
     unit = pose.new_tensor([10.0, 10.0, 10.0, 0.1, 0.1, 0.1])
     centre = pose.new_tensor([0.0, 0.0, 0.0, 0.6, 0.0, 0.0])
     return torch.cat(((pose - centre) / unit, (ear - 0.3) / EAR_UNIT), -1)

@@ -1,7 +1,9 @@
-"""Regions: what drives the flow. In ``lite`` they are affine fits to groups of face-mesh landmarks, nothing is learned.
+"""Regions drive the flow. In ``lite`` they are affine fits to groups of face-mesh landmarks; nothing is learned.
 
-A provider gives, for every region, an affine map (where each output cell would come from if it moved with that region)
-and a heat map (how near each cell is to the region).
+A provider gives each region an affine map and a heat map. The affine map says where an output cell would come from if it
+moved with that region. The heat map says how near a cell is to the region.
+
+Shapes: B batch, K regions, N movers (background and regions), h and w cells. Landmarks and flow are in crop units.
 """
 
 from __future__ import annotations
@@ -9,37 +11,31 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dawn.face import mesh as lm
-from dawn.models.blocks import identity_grid
+from dawn.models.blocks import identity_grid, invert_2x2
 
 
 class RegionState(NamedTuple):
-    """Landmark regions of one picture: points (B, 478, 2), centre (B, K, 2), covariance (B, K, 2, 2)."""
+    """Landmark regions of one picture."""
 
-    points: Tensor
-    center: Tensor
-    covariance: Tensor
-
-
-def invert_2x2(matrix: Tensor) -> Tensor:
-    """Inverse of (..., 2, 2) matrices in closed form."""
-    a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
-    adjugate = torch.stack((torch.stack((d, -b), -1), torch.stack((-c, a), -1)), -2)
-    return adjugate / (a * d - b * c)[..., None, None]
+    points: Float[Tensor, "B 478 2"]
+    center: Float[Tensor, "B K 2"]
+    covariance: Float[Tensor, "B K 2 2"]
 
 
-def exactly(like: Tensor) -> torch.autocast:
-    """Products within are not rounded to bfloat16 when a network is trained in it: places need more than eight bits."""
+def float32_region(like: Tensor) -> torch.autocast:
+    """Switch mixed precision off for places, which need more than the eight bits of bfloat16."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 class LandmarkRegions(nn.Module):
     """Affine motion of landmark groups (the ``lite`` provider; no parameters).
 
-    Each group's affine map from driving to source is fitted by least squares, drawn towards the whole head's map by
-    a ridge, since thin groups (a lip, a lid) do not fix all six numbers.
+    Each group's affine map from driving to source is fitted by least squares. A thin group, such as a lip, does not fix all
+    six numbers; so a ridge draws its map towards the whole head's.
     """
 
     ridge = 0.15
@@ -62,29 +58,29 @@ class LandmarkRegions(nn.Module):
         self.register_buffer("assignment", assignment, persistent=False)
         self.register_buffer("weight", weight[..., None], persistent=False)
 
-    def state(self, landmarks: Tensor) -> RegionState:
-        """landmarks (B, 478, 2 or 3) crop units -> region centres and covariances."""
+    def state(self, landmarks: Float[Tensor, "B 478 _"]) -> RegionState:
+        """Find the regions' centres and covariances."""
         points = landmarks[..., :2]
         grouped = points[:, self.assignment]
         center = (grouped * self.weight).sum(2)
         centred = grouped - center[:, :, None]
-        with exactly(points):
+        with float32_region(points):
             return RegionState(points, center, (centred * self.weight).transpose(2, 3) @ centred)
 
-    def maps(self, driving: RegionState, source: RegionState) -> Tensor:
-        """Where every region's points come from, affine maps (B, K+1, 2, 3); the background (first) stays in place."""
+    def maps(self, driving: RegionState, source: RegionState) -> Float[Tensor, "B N 2 3"]:
+        """Fit the affine maps from driving to source positions; the background, which is first, stays in place."""
         affine = self._affine(driving, source)
-        with exactly(affine):
+        with float32_region(affine):
             shift = source.center[..., None] - affine @ driving.center[..., None]
         maps = torch.cat((affine, shift), -1)
         stay = torch.eye(2, 3, device=maps.device, dtype=maps.dtype)
         return torch.cat((stay.expand(maps.shape[0], 1, 2, 3), maps), 1)
 
-    def _affine(self, driving: RegionState, source: RegionState) -> Tensor:
-        """Linear parts (B, K, 2, 2) of the maps driving -> source."""
+    def _affine(self, driving: RegionState, source: RegionState) -> Float[Tensor, "B K 2 2"]:
+        """Fit the maps' linear parts."""
         drv = (driving.points[:, self.assignment] - driving.center[:, :, None]) * self.weight
         src = source.points[:, self.assignment] - source.center[:, :, None]
-        with exactly(drv):
+        with float32_region(drv):
             cross = src.transpose(2, 3) @ drv
             head = cross[:, -1:] @ invert_2x2(driving.covariance[:, -1:])
             spread = driving.covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
@@ -92,8 +88,8 @@ class LandmarkRegions(nn.Module):
             eye = torch.eye(2, device=cross.device, dtype=cross.dtype)
             return (cross + strength * head) @ invert_2x2(driving.covariance + strength * eye)
 
-    def heat(self, state: RegionState, size: int) -> Tensor:
-        """exp(-d' C^-1 d / 2) of every region, (B, K, size, size)."""
+    def heat(self, state: RegionState, size: int) -> Float[Tensor, "B K {size} {size}"]:
+        """Draw every region's heat map, exp(-d' C^-1 d / 2)."""
         grid = identity_grid(size, size, state.points)
         eye = torch.eye(2, device=grid.device, dtype=grid.dtype)
         precision = invert_2x2(state.covariance + self.min_std**2 * eye)
@@ -104,19 +100,19 @@ class LandmarkRegions(nn.Module):
         return (-0.5 * distance).exp()
 
 
-def applied(maps: Tensor, size: int) -> Tensor:
-    """Where affine maps (B, N, 2, 3) say that each of size x size cells comes from, (B, N, size, size, 2)."""
+def apply_maps(maps: Float[Tensor, "B N 2 3"], size: int) -> Float[Tensor, "B N {size} {size} 2"]:
+    """Apply affine maps to the centres of size x size cells: where each cell comes from."""
     x, y = identity_grid(size, size, maps).unsqueeze(-2).unbind(-1)
     column = maps[:, :, None, None].unbind(-1)
     return x * column[0] + y * column[1] + column[2]
 
 
-def blended(maps: Tensor, share: Tensor) -> Tensor:
-    """The mean of what affine maps (B, N, 2, 3) say, by their share (B, N, h, w) of every cell: (B, h, w, 2).
+def blend_maps(maps: Float[Tensor, "B N 2 3"], share: Float[Tensor, "B N h w"]) -> Float[Tensor, "B h w 2"]:
+    """Apply the mean of affine maps, weighted by their share of every cell.
 
-    Means of affine maps are affine: six numbers a cell are mixed instead of N grids.
+    Means of affine maps are affine, so six numbers a cell are mixed instead of N grids.
     """
-    with exactly(maps):
+    with float32_region(maps):
         weight = share.permute(0, 2, 3, 1).flatten(1, 2).to(maps.dtype)
         mixed = (weight @ maps.flatten(2)).view(len(maps), *share.shape[2:], 2, 3)
     x, y = identity_grid(share.shape[2], share.shape[3], maps).unsqueeze(-2).unbind(-1)
@@ -124,17 +120,17 @@ def blended(maps: Tensor, share: Tensor) -> Tensor:
 
 
 LID_CELL = 2 / 64
-"""Side of one cell of the grid that lids are thought on, in crop units (two pixels at 128)."""
+"""Side of one cell of the grid for lids, in crop units (two pixels at 128)."""
 LID_SHARPNESS_CELLS = 0.55
-"""How far a landmark wins over its neighbours: much less than an eye's height, or upper and lower lid would cancel."""
+"""Gaussian width of a lid landmark's influence. Near an eye's height, upper and lower lid would cancel."""
 LID_REACH_CELLS = 1.5
-"""How far from the lids their motion holds."""
+"""Gaussian width of the lids' influence on the flow around them."""
 
 
-def _window(cells: Tensor, margin: int, size: int) -> tuple[Tensor, Tensor]:
-    """Columns (B, w) and rows (B, h) of the part of a size x size grid that holds points (B, V, 2), in cells, and a margin.
+def _window(cells: Float[Tensor, "B V 2"], margin: int, size: int) -> tuple[Int[Tensor, "B w"], Int[Tensor, "B h"]]:
+    """Return columns and rows of the part of a size x size grid that holds the points, given in cells, and a margin.
 
-    One window size serves the batch; at the far border the window is moved back inside.
+    One window size serves the batch. At the far border the window is moved back inside.
     """
     low = (cells.amin(1).floor().long() - margin).clamp(0, size - 1)
     high = (cells.amax(1).ceil().long() + margin).clamp(1, size)
@@ -144,12 +140,19 @@ def _window(cells: Tensor, margin: int, size: int) -> tuple[Tensor, Tensor]:
     return columns, start[:, 1:] + torch.arange(height, device=cells.device)
 
 
-def lid_flow(driving: Tensor, source: Tensor, grid: Tensor) -> Tensor:
-    """Let the cells around the eyes follow the lids' landmarks exactly.
+def lid_flow(
+    driving: Float[Tensor, "B 478 2"], source: Float[Tensor, "B 478 2"], grid: Float[Tensor, "B h w 2"]
+) -> Float[Tensor, "B h w 2"]:
+    """Let the cells around the eyes follow the lids' landmarks.
 
-    Affine regions are too coarse for a lid, which is one or two cells thick. driving, source (B, 478, 2); grid
-    (B, h, w, 2) absolute flow; returns the same, near the eyes replaced by the landmarks' own displacement (normalised
-    Gaussian weights). What lies above a shut lid is taken from above the open one, so that lid skin covers the eye.
+    Affine regions are too coarse for a lid, which is one or two cells thick. Near the eyes the flow becomes the landmarks'
+    own displacement, with normalised Gaussian weights. What lies above a shut lid is taken from above the open one, so
+    that lid skin covers the eye.
+
+    Args:
+        driving: Driving landmarks.
+        source: The portrait's landmarks.
+        grid: Absolute flow.
     """
     size = grid.shape[1]
     out = grid.clone()
@@ -185,32 +188,43 @@ GUIDE_CONTOURS: dict[str, tuple[int, ...]] = {
     "right_eye": lm.RIGHT_EYE,
     "left_eye": lm.LEFT_EYE,
 }
-"""Contours drawn for the networks (the first one is the mouth's opening, the last two the eyes')."""
+"""Contours drawn for the networks. The first is the mouth's opening, the last two are the eyes."""
 
 
 CONTOUR_MARGIN_CELLS = 4
-"""Beyond this distance from a contour the map is zero (it would be below 0.0004)."""
+"""Beyond this distance from a contour its map is set to zero; it would be below 0.0004."""
 
 
-def draw_contours(points: Tensor, size: int, softness_cells: float = 0.5) -> Tensor:
-    """Soft filled contours: how much of each cell lies inside the polygon.
+def draw_contours(
+    points: Float[Tensor, "B 478 2"], size: int, softness_cells: float = 0.5
+) -> Float[Tensor, "B 4 {size} {size}"]:
+    """Draw soft filled contours in [0, 1]: how much of each cell lies inside the polygon.
 
-    points (B, 478, 2) crop units -> (B, 4, size, size) in [0, 1]: sigmoid of the signed distance to the outline, so
-    that a shut mouth, whose polygon has no inside, leaves nearly nothing. Only a window around each contour is computed.
+    The value is the sigmoid of the signed distance to the outline. So a shut mouth, whose polygon has no inside, leaves
+    nearly nothing. Only a window around each contour is computed.
     """
     maps = points.new_zeros(points.shape[0], len(GUIDE_CONTOURS), size, size)
     cells = (points + 1) * (size / 2)  # cell i spans [i, i + 1]
     for index, contour in enumerate(GUIDE_CONTOURS.values()):
         polygon = cells[:, list(contour)]
         columns, rows = _window(polygon, CONTOUR_MARGIN_CELLS, size)
-        inside = inside_polygon(columns + 0.5, rows + 0.5, polygon, softness_cells)
+        inside = fill_polygon(columns + 0.5, rows + 0.5, polygon, softness_cells)
         batch = torch.arange(points.shape[0], device=points.device)[:, None, None]
         maps[batch, index, rows[:, :, None], columns[:, None, :]] = inside
     return maps
 
 
-def inside_polygon(x: Tensor, y: Tensor, polygon: Tensor, softness: float) -> Tensor:
-    """Soft inside test of closed polygons (B, V, 2) at columns x (B, w) and rows y (B, h), all in cells: (B, h, w)."""
+def fill_polygon(
+    x: Float[Tensor, "B w"], y: Float[Tensor, "B h"], polygon: Float[Tensor, "B V 2"], softness: float
+) -> Float[Tensor, "B h w"]:
+    """Fill closed polygons softly.
+
+    Args:
+        x: Columns.
+        y: Rows.
+        polygon: Corners, in the same cells.
+        softness: Width of the outline, in cells.
+    """
     start = polygon[:, :, None, None]
     edge = polygon.roll(-1, 1)[:, :, None, None] - start
     px, py = x[:, None, None, :] - start[..., 0], y[:, None, :, None] - start[..., 1]
@@ -227,6 +241,12 @@ def inside_polygon(x: Tensor, y: Tensor, polygon: Tensor, softness: float) -> Te
     return torch.where(sign * distance < CONTOUR_MARGIN_CELLS, value, torch.zeros_like(value))
 
 
-def opening_growth(before: Tensor, after: Tensor, few: float = 4.0) -> Tensor:
-    """How much of an area (B,) is new, in [0, 1]. few: areas of so many cells may be nothing but a softened outline."""
+def opening_growth(before: Float[Tensor, " B"], after: Float[Tensor, " B"], few: float = 4.0) -> Float[Tensor, " B"]:
+    """Estimate which share of an area is new, in [0, 1].
+
+    Args:
+        before: Area in the one picture, in cells.
+        after: Area in the other.
+        few: Areas of this size may be only a softened outline; they count half.
+    """
     return (1.5 * (1 - before / after.clamp_min(1e-3))).clamp(0, 1) * (after / (after + few))

@@ -5,6 +5,8 @@
 
 Frames are the batch of 2-D convolutions; time couples frames in temporal attention and in the group norms. Memory beyond the
 activations that skips need is bounded by ``frames_per_chunk``.
+
+Shapes: B batch, T frames of a clip, F = B T, S side of the latent, h and w at a level, C channels, P pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Complex, Float, Shaped
 from torch import Tensor, nn
 
 from dawn.config import UNetConfig
@@ -28,7 +31,7 @@ from dawn.models.paper.a2v_blocks import (
     SpatialLinearAttention,
     convolve,
     pointwise,
-    wide,
+    widen,
 )
 
 ROTARY_BASE = 10_000.0
@@ -36,31 +39,35 @@ DENSE_FRAMES = 128
 """Up to this many frames one masked attention is quicker than several banded ones of ``BAND_QUERIES`` frames each."""
 BAND_QUERIES = 64
 CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 2**18
-"""How many tokens temporal attention takes at a time without gradients: on a CPU they should fit its cache."""
+"""Tokens that temporal attention takes at a time without gradients; on a CPU they should fit its cache."""
 STEM_GROUP = 16
-"""Constant input channels that the stem adds up at a time."""
+"""Constant input channels that the stem sums together."""
 FLOW_CHANNELS, OCCLUSION_CHANNELS = 2, 1
 MOTION_CHANNELS = FLOW_CHANNELS + OCCLUSION_CHANNELS
 
 
 class TimePlan(NamedTuple):
-    """What all temporal attentions share: bands that cover the clip, and rotations (T, heads x head_size), complex."""
+    """What all temporal attentions share."""
 
     bands: tuple[Band, ...]
-    rotary: Tensor
+    """They cover the clip."""
+    rotary: Complex[Tensor, "T inner"]
+    """Rotations of queries and keys of all heads."""
 
 
-def time_plan(table: Tensor, frames: int, window: int, max_distance: int, head_size: int) -> TimePlan:
-    """table: relative bias (buckets, heads)."""
+def time_plan(
+    table: Float[Tensor, "buckets heads"], frames: int, window: int, max_distance: int, head_size: int
+) -> TimePlan:
+    """Prepare temporal attention for a clip of ``frames``, from the table of relative biases."""
     bands = relative_bands(table, frames, window, max_distance, frames if frames <= DENSE_FRAMES else BAND_QUERIES)
     frequency = 1 / ROTARY_BASE ** (torch.arange(0, head_size, 2, device=table.device).float() / head_size)
     angle = torch.arange(frames, device=table.device).float()[:, None] * frequency
-    angle = angle.to(wide(table).dtype).repeat(1, 2 * table.shape[1])  # queries and keys of all heads
+    angle = angle.to(widen(table).dtype).repeat(1, 2 * table.shape[1])  # queries and keys of all heads
     return TimePlan(bands, torch.polar(torch.ones_like(angle), angle))
 
 
 class TemporalAttention(nn.Module):
-    """Banded attention over time at every pixel, residual. (F, h, w, C) -> the same; without gradients x is overwritten."""
+    """Banded attention over time at every pixel, residual."""
 
     def __init__(self, channels: int, heads: int, head_size: int) -> None:
         super().__init__()
@@ -69,7 +76,8 @@ class TemporalAttention(nn.Module):
         self.to_qkv = nn.Linear(channels, 3 * heads * head_size, bias=False)
         self.to_out = nn.Linear(heads * head_size, channels, bias=False)
 
-    def forward(self, x: Tensor, batch: int, plan: TimePlan) -> Tensor:
+    def forward(self, x: Float[Tensor, "F h w C"], batch: int, plan: TimePlan) -> Float[Tensor, "F h w C"]:
+        """Attend; without gradients x is overwritten."""
         tokens = x.unflatten(0, (batch, -1)).flatten(2, 3)  # (B, T, n, C)
         if torch.is_grad_enabled():
             return (tokens + self._attend(tokens, plan)).view_as(x)
@@ -78,14 +86,13 @@ class TemporalAttention(nn.Module):
             some.add_(self._attend(some, plan))
         return x
 
-    def _attend(self, x: Tensor, plan: TimePlan) -> Tensor:
-        """x: (B, T, P, C) -> (B, T, P, C)."""
+    def _attend(self, x: Float[Tensor, "B T P C"], plan: TimePlan) -> Float[Tensor, "B T P C"]:
         batch, frames, pixels, channels = x.shape
         rows = self.norm(x.transpose(1, 2).reshape(batch * pixels, frames, channels))
         qkv = pointwise(rows, self.to_qkv.weight)
         inner = self.to_out.in_features
         # Neighbouring dimensions are a pair that turns: a complex number. Queries and keys turn alike, in one product.
-        turned = torch.view_as_complex(wide(qkv[..., : 2 * inner]).unflatten(-1, (inner, 2))) * plan.rotary
+        turned = torch.view_as_complex(widen(qkv[..., : 2 * inner]).unflatten(-1, (inner, 2))) * plan.rotary
         pair = torch.view_as_real(turned).flatten(-2).to(qkv.dtype).unflatten(-1, (2, self.heads, -1))
         query, key = pair.permute(2, 0, 3, 1, 4)
         value = qkv[..., 2 * inner :].unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -94,33 +101,33 @@ class TemporalAttention(nn.Module):
 
 
 class Conditions(NamedTuple):
-    """All that does not depend on the step. Tensors are float32 (float64 for a float64 network)."""
+    """Everything that does not depend on the step. Tensors are float32 (float64 for a float64 network)."""
 
-    stem: Tensor
-    """(B, S, S, width): what source and mask add to the stem's output, bias included."""
+    stem: Float[Tensor, "B S S width"]
+    """What source and mask add to the stem's output, bias included."""
     blocks: tuple[GateContext, ...]
     """Per conditioned block in the order of execution."""
     plan: TimePlan
 
 
 class Run(NamedTuple):
-    """What one pass hands to every level."""
+    """What one pass gives to every level."""
 
     batch: int
     cells: int
     """Cells (frames times pixels) of the widest activation to take at a time."""
-    time: Tensor
-    """(B, time size), after SiLU."""
+    time: Float[Tensor, "B time_size"]
+    """Embedded time, after SiLU."""
     contexts: Iterator[GateContext]
     plan: TimePlan
 
-    def step(self, x: Tensor) -> int:
-        """Frames at a time, for frames (F, h, w, C)."""
+    def step(self, x: Float[Tensor, "F h w C"]) -> int:
+        """Return how many such frames to take at a time."""
         return max(1, self.cells // (x.shape[1] * x.shape[2]))
 
 
-def sinusoid(time: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, width): all sines, then all cosines, of geometric frequencies from 1 to 1/10000 (ends included)."""
+def sinusoid(time: Shaped[Tensor, " B"], width: int) -> Float[Tensor, "B {width}"]:
+    """Embed time: all sines, then all cosines, of geometric frequencies from 1 to 1/10000 (ends included)."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=time.device) * (-math.log(10_000) / (half - 1)))
     angle = time.float()[:, None] * frequency
@@ -128,17 +135,18 @@ def sinusoid(time: Tensor, width: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Diffusion time (B,) -> (B, 4 width)."""
+    """Embeds diffusion time in 4 times the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.expand = nn.Linear(width, 4 * width)
         self.project = nn.Linear(4 * width, 4 * width)
 
-    def forward(self, time: Tensor) -> Tensor:
-        h = sinusoid(time, self.expand.in_features).to(wide(self.expand.weight).dtype)
-        h = F.gelu(F.linear(h, wide(self.expand.weight), wide(self.expand.bias)))
-        return F.linear(h, wide(self.project.weight), wide(self.project.bias))
+    def forward(self, time: Shaped[Tensor, " B"]) -> Float[Tensor, "B time_size"]:
+        """Embed times, in steps."""
+        h = sinusoid(time, self.expand.in_features).to(widen(self.expand.weight).dtype)
+        h = F.gelu(F.linear(h, widen(self.expand.weight), widen(self.expand.bias)))
+        return F.linear(h, widen(self.project.weight), widen(self.project.bias))
 
 
 class Level(nn.Module):
@@ -154,8 +162,10 @@ class Level(nn.Module):
         self.temporal = TemporalAttention(channels, config.heads, config.head_size)
         self.resample = resample
 
-    def forward(self, parts: tuple[Tensor, ...], run: Run) -> tuple[Tensor, Tensor]:
-        """parts: (F, h, w, C_i) -> (F, h, w, channels), and the same resampled for the next level."""
+    def forward(
+        self, parts: tuple[Float[Tensor, "F h w _"], ...], run: Run
+    ) -> tuple[Float[Tensor, "F h w C"], Float[Tensor, "F h2 w2 C"]]:
+        """Return the level's result, and the same resampled for the next level; parts count as one in channels."""
         step = run.step(parts[0])
         h = self.first(parts, run.batch, step, run.time, next(run.contexts))
         h = self.second((h,), run.batch, step, run.time, next(run.contexts))
@@ -174,7 +184,8 @@ class Middle(nn.Module):
         self.temporal = TemporalAttention(channels, config.heads, config.head_size)
         self.second = conditioned_block(config, channels, channels)
 
-    def forward(self, x: Tensor, run: Run) -> Tensor:
+    def forward(self, x: Float[Tensor, "F h w C"], run: Run) -> Float[Tensor, "F h w C"]:
+        """Run the level."""
         step = run.step(x)
         h = self.first((x,), run.batch, step, run.time, next(run.contexts))
         h = self.temporal(self.spatial(h), run.batch, run.plan)
@@ -182,20 +193,21 @@ class Middle(nn.Module):
 
 
 class Head(nn.Module):
-    """Residual block without conditions, and a projection. Parts (F, S, S, C_i) -> (F, S, S, out)."""
+    """Residual block without conditions, and a projection."""
 
     def __init__(self, config: UNetConfig, out_channels: int) -> None:
         super().__init__()
         self.block = ResBlock(2 * config.width, config.width, config.norm_groups)
         self.out = nn.Linear(config.width, out_channels)
 
-    def forward(self, parts: tuple[Tensor, ...], run: Run) -> Tensor:
+    def forward(self, parts: tuple[Float[Tensor, "F S S _"], ...], run: Run) -> Float[Tensor, "F S S C"]:
+        """Run the head; parts count as one in channels."""
         h = self.block(parts, run.batch, run.step(parts[0]))
         return pointwise(h, self.out.weight, self.out.bias)
 
 
 def conditioned_block(config: UNetConfig, in_channels: int, out_channels: int) -> ResBlock:
-    """Residual block that sees diffusion time, audio, pose and eyes."""
+    """Build a residual block that sees diffusion time, audio, pose and eyes."""
     sizes = {"audio": config.audio_size, "pose": config.pose_size, "eye": config.eye_size}
     return ResBlock(
         in_channels,
@@ -209,10 +221,10 @@ def conditioned_block(config: UNetConfig, in_channels: int, out_channels: int) -
 
 
 class A2VUNet(nn.Module):
-    """Noise in latent motion, all frames at once.
+    """Predicts the noise in latent motion, all frames at once.
 
-    ``frames_per_chunk`` (not saved): without gradients, spatial work takes this many frames at a time at full resolution and
-    more at lower ones; None takes all. The result is the same to rounding: group norms always see the whole clip.
+    ``frames_per_chunk`` (not saved) bounds spatial work without gradients: this many frames at a time at full resolution,
+    more at lower ones. None takes all. The result is the same to rounding, as group norms always see the whole clip.
 
     For bfloat16 use ``.to(torch.bfloat16)`` or autocast; statistics, time embedding and prepared conditions stay float32.
     """
@@ -246,12 +258,21 @@ class A2VUNet(nn.Module):
         self.flow_head = Head(config, FLOW_CHANNELS)
         self.occlusion_head = Head(config, OCCLUSION_CHANNELS)
 
-    def prepare(self, source: Tensor, mask: Tensor, condition: Tensor) -> Conditions:
-        """Everything that stays the same over the steps; differentiable, so in training call it with every pass.
+    def prepare(
+        self,
+        source: Float[Tensor, "B source_size H W"],
+        mask: Float[Tensor, "B mask_size H W"],
+        condition: Float[Tensor, "B T D"],
+    ) -> Conditions:
+        """Compute everything that stays the same over the steps. It is differentiable: training calls it in every pass.
 
-        source: (B, source_size, S, S) source features. mask: (B, mask_size, S, S) encoded face box.
-        condition: (B, T, audio + pose + eye) per frame: audio features, pose and blink as differences to the source frame.
-        S is a multiple of 2^(levels - 1). Raises ConfigError for other shapes.
+        Args:
+            source: Source features, of a side S that is a multiple of 2^(levels - 1).
+            mask: Encoded face box.
+            condition: Audio features of every frame, and changes of pose and blink against the source frame.
+
+        Raises:
+            ConfigError: S or D do not fit the network.
         """
         config = self.config
         factor = 2 ** (len(config.multipliers) - 1)
@@ -261,7 +282,7 @@ class A2VUNet(nn.Module):
         if condition.shape[-1] != size:
             raise ConfigError(f"condition has {condition.shape[-1]} numbers a frame, the network expects {size}")
         assert self.stem.bias is not None
-        weight, bias = wide(self.stem.weight), wide(self.stem.bias)
+        weight, bias = widen(self.stem.weight), widen(self.stem.bias)
         with torch.autocast(source.device.type, enabled=False):
             constant = torch.cat((source, mask), 1).to(weight.dtype)
             # One sum over all channels would be the largest rounding error of the network.
@@ -278,8 +299,8 @@ class A2VUNet(nn.Module):
             )
         return Conditions(stem.permute(0, 2, 3, 1).contiguous(), blocks, plan)
 
-    def nulled(self, conditions: Conditions) -> Conditions:
-        """The same clip with audio, pose and eye vectors at zero: the unconditional branch of classifier-free guidance."""
+    def without_condition(self, conditions: Conditions) -> Conditions:
+        """Set audio, pose and eye vectors to zero: the unconditional branch of classifier-free guidance."""
         config = self.config
         frames = len(conditions.blocks[0].keys)
         zero = conditions.stem.new_zeros((1, config.audio_size + config.pose_size + config.eye_size))
@@ -296,16 +317,23 @@ class A2VUNet(nn.Module):
             )
         )
 
-    def _contexts(self, condition: Tensor) -> tuple[GateContext, ...]:
-        """condition: (F, D)."""
+    def _contexts(self, condition: Float[Tensor, "F D"]) -> tuple[GateContext, ...]:
         config = self.config
         sizes = (config.audio_size, config.pose_size, config.eye_size)
         parts = dict(zip(("audio", "pose", "eye"), F.silu(condition).split(sizes, -1), strict=True))
         levels = [*self.down, self.middle, *self.up]
         return tuple(block.prepare(parts) for level in levels for block in (level.first, level.second))
 
-    def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-        """Predicted noise. x: (B, 3, T, S, S) noisy flow (x, y) and occlusion in [-1, 1]; time: (B,) in steps. -> like x."""
+    def forward(
+        self, x: Float[Tensor, "B 3 T S S"], time: Shaped[Tensor, " B"], conditions: Conditions
+    ) -> Float[Tensor, "B 3 T S S"]:
+        """Predict the noise.
+
+        Args:
+            x: Noisy flow (x, y) and occlusion, in [-1, 1].
+            time: In steps.
+            conditions: From ``prepare``.
+        """
         batch, _, frames, height, width = x.shape
         with torch.autocast(x.device.type, enabled=False):
             embedded = F.silu(self.time_embedding(time))
@@ -325,8 +353,10 @@ class A2VUNet(nn.Module):
         out = torch.cat([head((h, stem), run) for head in (self.flow_head, self.occlusion_head)], -1)
         return out.unflatten(0, (batch, frames)).permute(0, 4, 1, 2, 3).contiguous().to(x.dtype)
 
-    def _stem(self, x: Tensor, constant: Tensor) -> Tensor:
-        """(B, 3, T, S, S) -> (B T, S, S, width): the convolution of the changing channels, plus the constant ones' share."""
+    def _stem(
+        self, x: Float[Tensor, "B 3 T S S"], constant: Float[Tensor, "B S S width"]
+    ) -> Float[Tensor, "B*T S S width"]:
+        """Convolve the changing channels, and add the constant ones' share."""
         dtype = self.stem.weight.dtype
         pictures = x.transpose(1, 2).flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
         h = F.conv2d(pictures, self.stem.weight[:, :MOTION_CHANNELS], padding=self.stem.padding)

@@ -1,8 +1,10 @@
 """Per-frame blocks of the published 3-D U-Net (paper section 3.3), in one layout: frames (F, h, w, C), F = batch x time.
 
-A convolution sees such a tensor as channels-last pictures, attention sees its tokens (F, h w, C): both are views, so nothing
-is transposed between blocks. Without gradients frames go through in steps of ``step`` and results overwrite what is no longer
-needed; with gradients all frames go at once and nothing is overwritten.
+A convolution sees such a tensor as channels-last pictures, attention sees its tokens (F, h w, C). Both are views, so nothing
+is transposed between blocks. Without gradients, frames are taken in steps of ``step``, and results overwrite what is no
+longer needed. With gradients, all frames are taken together and nothing is overwritten.
+
+Shapes: C channels in, O channels out, N conditions, H heads of D numbers, I = H D.
 """
 
 from __future__ import annotations
@@ -12,20 +14,23 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 NORM_EPS = 1e-5
 LOGIT_SCALE = 8.0
-"""Of the cosine cross-attention."""
+"""Sharpness of the cosine cross-attention."""
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least float32: what statistics and softmax arguments are computed in."""
+def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Widen to at least float32, in which statistics and softmax arguments are computed."""
     return x.float() if x.element_size() < 4 else x
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Linear layer over the last axis: (..., in) with weight (out, in) -> (..., out).
+def pointwise(
+    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "O C"], bias: Float[Tensor, " O"] | None = None
+) -> Float[Tensor, "*batch O"]:
+    """Apply a linear layer over the last axis.
 
     In float32 on a CPU it runs as a 1x1 convolution, for which oneDNN is quicker than BLAS.
     """
@@ -36,18 +41,20 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.conv2d(picture, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def convolve(x: Tensor, layer: nn.Module) -> Tensor:
-    """Apply a 2-D convolution, ordinary or transposed, to frames (F, h, w, C)."""
+def convolve(x: Float[Tensor, "F h w C"], layer: nn.Module) -> Float[Tensor, "F h2 w2 O"]:
+    """Apply a 2-D convolution, ordinary or transposed, to frames."""
     return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
 
 
-def take(parts: tuple[Tensor, ...], frames: slice) -> Tensor:
-    """Some frames of tensors that count as one, side by side in channels."""
+def take(parts: tuple[Float[Tensor, "F h w _"], ...], frames: slice) -> Float[Tensor, "f h w C"]:
+    """Take some frames of tensors that count as one, joined in channels."""
     return parts[0][frames] if len(parts) == 1 else torch.cat([part[frames] for part in parts], -1)
 
 
-def over_frames(work: Callable[[slice], Tensor], frames: int, step: int, out: Tensor | None = None) -> Tensor:
-    """work(all frames), or its results for ``step`` frames at a time, gathered in ``out`` (made if not given)."""
+def map_frames(
+    work: Callable[[slice], Tensor], frames: int, step: int, out: Float[Tensor, "F h w C"] | None = None
+) -> Float[Tensor, "F h w C2"]:
+    """Call ``work`` with ``step`` frames at a time and gather its results in ``out``, which is made if not given."""
     if step >= frames:
         return work(slice(0, frames))
     for start in range(0, frames, step):
@@ -61,27 +68,37 @@ def over_frames(work: Callable[[slice], Tensor], frames: int, step: int, out: Te
 
 
 class Moments(NamedTuple):
-    """Per frame and channel, (F, C) each: the mean and the sum of squared deviations from it."""
+    """Mean and sum of squared deviations from it, per frame and channel."""
 
-    mean: Tensor
-    squares: Tensor
+    mean: Float[Tensor, "F C"]
+    squares: Float[Tensor, "F C"]
 
     @staticmethod
-    def of(x: Tensor) -> Moments:
-        """x: (F, h, w, C)."""
-        tokens = wide(x.flatten(1, 2))
+    def of(x: Float[Tensor, "F h w C"]) -> Moments:
+        """Measure frames."""
+        tokens = widen(x.flatten(1, 2))
         mean = tokens.mean(1)
         deviation = tokens - mean[:, None]
         return Moments(mean, (deviation.square() if torch.is_grad_enabled() else deviation.square_()).sum(1))
 
 
 def norm_affine(
-    norm: nn.GroupNorm, parts: list[Moments], cells: int, batch: int, modulation: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Group norm over (C / groups, T, h, w) as a factor and a term, (F, 1, 1, C) each.
+    norm: nn.GroupNorm,
+    parts: list[Moments],
+    cells: int,
+    batch: int,
+    modulation: Float[Tensor, "B gain_and_offset"] | None,
+) -> tuple[Float[Tensor, "F 1 1 C"], Float[Tensor, "F 1 1 C"]]:
+    """Express group norm over (C / groups, T, h, w) as a factor and a term.
 
-    parts: moments of all frames in order. cells: h w. modulation: (B, 2 C), a gain less one and an offset after the norm.
     The groups' variance comes from the frames' moments without cancellation (Chan, Golub and LeVeque 1983).
+
+    Args:
+        norm: The layer.
+        parts: Moments of all frames in order.
+        cells: h w.
+        batch: Clips among the frames.
+        modulation: A gain, less one, and an offset after the norm.
     """
     mean, squares = (
         torch.cat(columns).unflatten(1, (norm.num_groups, -1)).unflatten(0, (batch, -1))
@@ -89,7 +106,7 @@ def norm_affine(
     )  # (B, T, groups, C / groups)
     centre = mean.mean((1, 3))
     variance = (squares / cells + (mean - centre[:, None, :, None]).square()).mean((1, 3))
-    weight, bias = wide(norm.weight), wide(norm.bias)
+    weight, bias = widen(norm.weight), widen(norm.bias)
     factor = (variance + norm.eps).rsqrt()[..., None] * weight.unflatten(0, (norm.num_groups, -1))
     term = bias - (centre[..., None] * factor).flatten(1)
     factor = factor.flatten(1)
@@ -100,37 +117,39 @@ def norm_affine(
     return factor.repeat_interleave(frames, 0)[:, None, None], term.repeat_interleave(frames, 0)[:, None, None]
 
 
-def activated(x: Tensor, factor: Tensor, term: Tensor) -> Tensor:
-    """SiLU(x factor + term), computed wide."""
-    return F.silu(torch.addcmul(term, wide(x), factor), inplace=not torch.is_grad_enabled()).to(x.dtype)
+def activate(
+    x: Float[Tensor, "F h w C"], factor: Float[Tensor, "F 1 1 C"], term: Float[Tensor, "F 1 1 C"]
+) -> Float[Tensor, "F h w C"]:
+    """Compute SiLU(x factor + term) in at least float32."""
+    return F.silu(torch.addcmul(term, widen(x), factor), inplace=not torch.is_grad_enabled()).to(x.dtype)
 
 
 class GateContext(NamedTuple):
-    """What a block's cross-attentions keep over all steps. N conditions, H heads of D, I = H D inner, frames F."""
+    """What a block's cross-attentions keep over all steps."""
 
-    query: Tensor
-    """(N I, C): query weights with the norm's gain and mean folded in."""
-    keys: Tensor
-    """(F, N H, D): scaled difference between the frame's key and the null key."""
-    values: Tensor
-    """(F, N H, D): the frame's value less the null value."""
-    spread: Tensor
-    """(F, N (1 + H), N k): block-diagonal; gates times it have the length of the centred output before its norm."""
-    out: Tensor
-    """(N H, D, O): output weights with the output norm's gain and mean folded in."""
-    base: Tensor
-    """(N, O): the null values' output, folded likewise."""
+    query: Float[Tensor, "N*I C"]
+    """Query weights with the norm's gain and mean folded in."""
+    keys: Float[Tensor, "F N*H D"]
+    """Scaled difference between the frame's key and the null key."""
+    values: Float[Tensor, "F N*H D"]
+    """The frame's value minus the null value."""
+    spread: Float[Tensor, "F N*(1+H) N*k"]
+    """Block-diagonal; gates times it have the length of the centred output before its norm."""
+    out: Float[Tensor, "N*H D O"]
+    """Output weights with the output norm's gain and mean folded in."""
+    base: Float[Tensor, "N O"]
+    """The null values' output, folded likewise."""
 
 
 class ConditionGate(nn.Module):
     """Cross-attention from pixels to one context token per frame and one learned null token.
 
-    Softmax over two keys is a gate, v_null + sigmoid(l_context - l_null) (v_context - v_null), so that almost everything
-    can be computed once per frame instead of once per pixel and step.
+    Softmax over two keys is a gate: v_null + sigmoid(l_context - l_null) (v_context - v_null). So almost everything is
+    computed once per frame instead of once per pixel and step.
     """
 
     def __init__(self, size: int, in_channels: int, out_channels: int, heads: int, head_size: int) -> None:
-        """size: of the condition per frame."""
+        """Build the gate; ``size`` is that of the condition per frame."""
         super().__init__()
         inner = heads * head_size
         self.heads = heads
@@ -144,34 +163,34 @@ class ConditionGate(nn.Module):
         self.to_out = nn.Linear(inner, out_channels, bias=False)
         self.out_norm = nn.LayerNorm(out_channels, NORM_EPS, bias=False)
 
-    def fold(self, condition: Tensor) -> GateContext:
-        """condition: (F, size) after SiLU. The result's ``spread`` is (F, 1 + H, k).
+    def fold(self, condition: Float[Tensor, "F size"]) -> GateContext:
+        """Compute the gate's context (N = 1) from its condition after SiLU. The result's ``spread`` is (F, 1 + H, k).
 
         Queries are normalised to unit length, so of the first layer norm only gain and mean matter. The last one needs the
-        length of its centred input: ``spread`` is that input as a function of the gates, without gradients reduced to its
-        triangular factor (k = 1 + H instead of O).
+        length of its centred input. ``spread`` is that input as a function of the gates. Without gradients it is reduced
+        to its triangular factor (k = 1 + H instead of O).
         """
-        context = F.linear(condition, wide(self.context.weight), wide(self.context.bias))
-        pair = F.linear(context, wide(self.to_key_value.weight)).unflatten(-1, (2, self.heads, -1))
-        null_key, null_value = wide(self.null_key_value)
-        sharpness = LOGIT_SCALE * wide(self.query_scale) * wide(self.key_scale)
+        context = F.linear(condition, widen(self.context.weight), widen(self.context.bias))
+        pair = F.linear(context, widen(self.to_key_value.weight)).unflatten(-1, (2, self.heads, -1))
+        null_key, null_value = widen(self.null_key_value)
+        sharpness = LOGIT_SCALE * widen(self.query_scale) * widen(self.key_scale)
         keys = (F.normalize(pair[:, 0], dim=-1) - F.normalize(null_key, dim=-1)) * sharpness
         values = pair[:, 1] - null_value
 
-        query = wide(self.to_query.weight) * wide(self.norm.weight)
-        out = wide(self.to_out.weight)
+        query = widen(self.to_query.weight) * widen(self.norm.weight)
+        out = widen(self.to_out.weight)
         out = (out - out.mean(0)).t().unflatten(0, (self.heads, -1))
         base = (null_value @ out).sum(0)
         spread = torch.einsum("fhd,hdo->fho", values, out)
         spread = torch.cat((base.expand(len(spread), 1, -1), spread), 1)
         if not torch.is_grad_enabled():
             spread = torch.linalg.qr(spread.mT, mode="r").R.mT
-        gain = wide(self.out_norm.weight)
+        gain = widen(self.out_norm.weight)
         return GateContext(query - query.mean(1, keepdim=True), keys, values, spread, out * gain, base * gain)
 
 
-def gate_context(gates: list[ConditionGate], conditions: list[Tensor]) -> GateContext:
-    """Join the gates of one block. conditions: per gate (F, size), after SiLU."""
+def gate_context(gates: list[ConditionGate], conditions: list[Float[Tensor, "F _"]]) -> GateContext:
+    """Join the gates of one block; conditions are after SiLU, one a gate."""
     folded = [gate.fold(condition) for gate, condition in zip(gates, conditions, strict=True)]
     rows, columns = folded[0].spread.shape[1:]
     count = len(folded)
@@ -192,10 +211,12 @@ def gate_context(gates: list[ConditionGate], conditions: list[Tensor]) -> GateCo
     )
 
 
-def add_gated(y: Tensor, x: Tensor, context: GateContext, frames: slice) -> Tensor:
-    """y + the sum of a block's cross-attentions from its input x; y is overwritten where no gradient needs it.
+def add_gated(
+    y: Float[Tensor, "f n O"], x: Float[Tensor, "f n C"], context: GateContext, frames: slice
+) -> Float[Tensor, "f n O"]:
+    """Add a block's cross-attentions from its input x to y; y is overwritten where no gradient needs it.
 
-    y: (f, n, O); x: (f, n, C), both frames ``frames`` of the clip.
+    Both hold the clip's frames ``frames``.
     """
     count = len(context.base)
     heads, size = context.out.shape[:2]
@@ -203,10 +224,10 @@ def add_gated(y: Tensor, x: Tensor, context: GateContext, frames: slice) -> Tens
     one_head = torch.eye(heads, dtype=x.dtype, device=x.device).repeat_interleave(
         size, 1
     )  # sums over a head's dimensions
-    length = wide(pointwise(query * query, one_head))
+    length = widen(pointwise(query * query, one_head))
     # Queries times keys, as the input times (query weights times keys): per frame instead of per pixel.
     keys = torch.bmm(context.keys[frames].transpose(0, 1), context.query.unflatten(0, (heads, size))).permute(1, 2, 0)
-    logit = wide(torch.bmm(x, keys.to(x.dtype))) * length.clamp_min(torch.finfo(length.dtype).tiny).rsqrt()
+    logit = widen(torch.bmm(x, keys.to(x.dtype))) * length.clamp_min(torch.finfo(length.dtype).tiny).rsqrt()
     gates = F.pad(logit.sigmoid().unflatten(-1, (count, -1)), (1, 0), value=1.0)  # (f, n, N, 1 + H)
     with torch.autocast(x.device.type, enabled=False):
         spread = torch.bmm(gates.flatten(2), context.spread[frames]).unflatten(-1, (count, -1))
@@ -232,7 +253,17 @@ class ResBlock(nn.Module):
         heads: int = 8,
         head_size: int = 8,
     ) -> None:
-        """time_size 0: no time. condition_sizes: per condition its size per frame; None: no conditions."""
+        """Build the block.
+
+        Args:
+            in_channels: Channels of all inputs together.
+            out_channels: Channels of the result.
+            groups: Groups of the norms.
+            time_size: Size of the embedded time; 0 for a block without time.
+            condition_sizes: Size of each condition per frame; None for a block without conditions.
+            heads: Heads of the cross-attentions.
+            head_size: Size of each head.
+        """
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm1 = nn.GroupNorm(groups, out_channels, NORM_EPS)
@@ -247,27 +278,35 @@ class ResBlock(nn.Module):
             }
         )
 
-    def prepare(self, conditions: dict[str, Tensor]) -> GateContext:
-        """What does not depend on the step. conditions: per name (F, size), after SiLU, float32."""
+    def prepare(self, conditions: dict[str, Float[Tensor, "F _"]]) -> GateContext:
+        """Compute what does not depend on the step. Conditions are by name, after SiLU, float32."""
         gates = [gate for gate in self.conditions.values() if isinstance(gate, ConditionGate)]
         return gate_context(gates, [conditions[name] for name in self.conditions])
 
     def forward(
         self,
-        parts: tuple[Tensor, ...],
+        parts: tuple[Float[Tensor, "F h w _"], ...],
         batch: int,
         step: int,
-        time: Tensor | None = None,
+        time: Float[Tensor, "B time_size"] | None = None,
         context: GateContext | None = None,
-    ) -> Tensor:
-        """parts: inputs (F, h, w, C_i), concatenated. time: (B, time_size), after SiLU. -> (F, h, w, out)."""
+    ) -> Float[Tensor, "F h w O"]:
+        """Run the block.
+
+        Args:
+            parts: Inputs that count as one, joined in channels.
+            batch: Clips among the frames.
+            step: Frames to take at a time.
+            time: Embedded time, after SiLU.
+            context: From ``prepare``.
+        """
         frames, height, width = parts[0].shape[:3]
         if step >= frames and len(parts) > 1:
             parts = (torch.cat(parts, -1),)
         modulation = None
         if self.time is not None:
             assert time is not None
-            modulation = F.linear(time, wide(self.time.weight), wide(self.time.bias))
+            modulation = F.linear(time, widen(self.time.weight), widen(self.time.bias))
         before: list[Moments] = []
         after: list[Moments] = []
 
@@ -277,7 +316,7 @@ class ResBlock(nn.Module):
             return y
 
         def second(some: slice) -> Tensor:
-            y = activated(hidden[some], factor[some], term[some])
+            y = activate(hidden[some], factor[some], term[some])
             if context is not None:
                 y = add_gated(y.flatten(1, 2), take(parts, some).flatten(1, 2), context, some).view_as(y)
             y = convolve(y, self.conv2)
@@ -285,21 +324,21 @@ class ResBlock(nn.Module):
             return y
 
         def last(some: slice) -> Tensor:
-            y = activated(hidden[some], factor[some], term[some])
+            y = activate(hidden[some], factor[some], term[some])
             x = take(parts, some)
             return y.add_(x if self.shortcut is None else pointwise(x, self.shortcut.weight, self.shortcut.bias))
 
-        hidden = over_frames(first, frames, step)
+        hidden = map_frames(first, frames, step)
         factor, term = norm_affine(self.norm1, before, height * width, batch, modulation)
-        hidden = over_frames(second, frames, step, out=hidden)
+        hidden = map_frames(second, frames, step, out=hidden)
         factor, term = norm_affine(self.norm2, after, height * width, batch, None)
-        return over_frames(last, frames, step, out=hidden)
+        return map_frames(last, frames, step, out=hidden)
 
 
 class SpatialLinearAttention(nn.Module):
-    """Linear attention over the pixels of each frame (Shen et al. 2021), residual. (F, h, w, C) -> the same.
+    """Linear attention over the pixels of each frame (Shen et al. 2021), residual.
 
-    softmax(q) (softmax(k)^T v) W_out is softmax(q) times one small matrix per frame. Without gradients x is overwritten.
+    softmax(q) (softmax(k)^T v) W_out is softmax(q) times one small matrix per frame.
     """
 
     def __init__(self, channels: int, heads: int, head_size: int) -> None:
@@ -309,7 +348,8 @@ class SpatialLinearAttention(nn.Module):
         self.to_qkv = nn.Linear(channels, 3 * heads * head_size, bias=False)
         self.to_out = nn.Linear(heads * head_size, channels)
 
-    def forward(self, x: Tensor, step: int) -> Tensor:
+    def forward(self, x: Float[Tensor, "F h w C"], step: int) -> Float[Tensor, "F h w C"]:
+        """Attend, ``step`` frames at a time; without gradients x is overwritten."""
         if torch.is_grad_enabled():
             return torch.baddbmm(x.flatten(1, 2), *self._factors(x)).view_as(x)
         for start in range(0, len(x), step):
@@ -317,8 +357,8 @@ class SpatialLinearAttention(nn.Module):
             part.flatten(1, 2).baddbmm_(*self._factors(part))
         return x
 
-    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (F, n, I) and the matrix (F, I, C) that takes them to the output."""
+    def _factors(self, x: Float[Tensor, "F h w C"]) -> tuple[Float[Tensor, "F n I"], Float[Tensor, "F I C"]]:
+        """Return queries, and the matrix that takes them to the output."""
         tokens = self.norm(x.flatten(1, 2))
         query, key, value = (pointwise(tokens, weight) for weight in self.to_qkv.weight.chunk(3))
         query = query.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(2)
@@ -334,7 +374,7 @@ class SpatialLinearAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Full attention over the pixels of each frame, residual, no positions. (F, h, w, C) -> the same."""
+    """Full attention over the pixels of each frame, residual, no positions."""
 
     def __init__(self, channels: int, heads: int, head_size: int) -> None:
         super().__init__()
@@ -343,7 +383,8 @@ class SpatialAttention(nn.Module):
         self.to_qkv = nn.Linear(channels, 3 * heads * head_size, bias=False)
         self.to_out = nn.Linear(heads * head_size, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "F h w C"]) -> Float[Tensor, "F h w C"]:
+        """Attend."""
         qkv = pointwise(self.norm(x.flatten(1, 2)), self.to_qkv.weight)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -8,11 +8,11 @@ from dawn.config import PaperPresetConfig
 from dawn.models.paper.a2v import A2VUNet
 from dawn.models.paper.face_mask import MaskEncoder
 from dawn.models.paper.lfg import PaperLFG
-from dawn.models.paper.pbnet import PublishedPBNet
+from dawn.models.paper.pbnet import PBNet
 
 
 class PaperBundle(nn.Module):
-    """The parts of a preset of the published model, named as their weight files are; the speech encoder is not among them."""
+    """The networks of a preset of the published model, named as their weight files are; without the speech encoder."""
 
     def __init__(self, config: PaperPresetConfig) -> None:
         super().__init__()
@@ -20,5 +20,5 @@ class PaperBundle(nn.Module):
         self.unet = A2VUNet(config.unet)
         self.mask = MaskEncoder(out=config.unet.mask_size)
         self.lfg = PaperLFG(config.lfg)
-        self.pose = PublishedPBNet(config.pose)
-        self.blink = PublishedPBNet(config.blink)
+        self.pose = PBNet(config.pose)
+        self.blink = PBNet(config.blink)

@@ -1,4 +1,4 @@
-"""What the published networks are told about a face, from this package's landmarks (paper sections 3.2 and 4.1).
+"""Conditions of the published networks, from this package's landmarks (paper sections 3.2 and 4.1).
 
 The published weights were trained on numbers of the tracker 3DDFA_V2: six of pose, two eye aspect ratios, the box of 68
 landmarks. Here they are made from the 478-point mesh.
@@ -26,11 +26,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from dawn.errors import AudioError
 from dawn.face.geometry import remove_pose, rotation_matrix
-from dawn.structs import FPS, POSE_SIZE, SPEECH_RATE_HZ
+from dawn.structs import POSE_SIZE
 
 NEUTRAL_SCALE = 4.79e-4
 NEUTRAL_X_PX = 56.5
@@ -124,31 +124,34 @@ RIGHT_EYE_POINTS = ((37, 41), (39, 36))
 
 
 class Square(NamedTuple):
-    """Top left corner (...) and side (...) of 3DDFA's square, in the landmarks' units."""
+    """Top left corner and side of 3DDFA's square, in the landmarks' units."""
 
-    x: Tensor
-    y: Tensor
-    side: Tensor
+    x: Float[Tensor, "*batch"]
+    y: Float[Tensor, "*batch"]
+    side: Float[Tensor, "*batch"]
 
 
-def points_68(landmarks: Tensor, numbers: Sequence[int] = range(68)) -> Tensor:
-    """The landmarks of the 68-point scheme named, from the mesh: (..., 478, 3) -> (..., len(numbers), 3)."""
+def points_68(
+    landmarks: Float[Tensor, "*batch 478 3"], numbers: Sequence[int] = range(68)
+) -> Float[Tensor, "*batch N 3"]:
+    """Pick landmarks from the mesh by their numbers in the 68-point scheme."""
     return landmarks[..., [MESH_OF_68[number] for number in numbers], :]
 
 
-def tracker_square(landmarks: Tensor) -> Square:
-    """The square that 3DDFA would look at, laid around the mesh's bounding box. landmarks: (..., 478, 3), y down."""
+def tracker_square(landmarks: Float[Tensor, "*batch 478 3"]) -> Square:
+    """Lay the square that 3DDFA would look at around the mesh's bounding box; y points down."""
     low, high = landmarks[..., :2].amin(-2), landmarks[..., :2].amax(-2)
     centre, mean_side = (low + high) / 2, (high - low).mean(-1)
     side = SQUARE_SIDES * mean_side
     return Square(centre[..., 0] - side / 2, centre[..., 1] + SQUARE_DROP * mean_side - side / 2, side)
 
 
-def published_pose(landmarks: Tensor, mean_face: Tensor) -> Tensor:
-    """Pose as 3DDFA would give it: yaw, pitch, roll in degrees, scale, x and y in px of its square.
+def published_pose(
+    landmarks: Float[Tensor, "*batch 478 3"], mean_face: Float[Tensor, "478 3"]
+) -> Float[Tensor, "*batch 6"]:
+    """Measure pose as 3DDFA would: yaw, pitch, roll in degrees, scale, x and y in px of its square.
 
-    landmarks: (..., 478, 3), pixels or crop units (the same scale on all axes, y down). mean_face: (478, 3).
-    Returns (..., 6). The module's text has derivation and uncertainty.
+    Landmarks are in pixels or crop units: one scale on all axes, y down. The module's text has derivation and uncertainty.
     """
     pose, px_per_unit, x, y = _within_square(landmarks, mean_face)
     neutral_face = mean_face.to(landmarks)
@@ -158,8 +161,10 @@ def published_pose(landmarks: Tensor, mean_face: Tensor) -> Tensor:
     return torch.stack((yaw, pitch, -roll, scale, NEUTRAL_X_PX + x - neutral_x, NEUTRAL_Y_PX - (y - neutral_y)), -1)
 
 
-def _within_square(landmarks: Tensor, mean_face: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Our pose (..., 6); px of the square per unit of the mean face; place of ``ORIGIN`` in the square, y down."""
+def _within_square(
+    landmarks: Float[Tensor, "*batch 478 3"], mean_face: Float[Tensor, "478 3"]
+) -> tuple[Float[Tensor, "*batch 6"], Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Return our pose, px of the square per unit of the mean face, and x and y of ``ORIGIN`` in the square (y down)."""
     _, pose = remove_pose(landmarks, mean_face.to(landmarks))
     square = tracker_square(landmarks)
     px = SQUARE_PX / square.side
@@ -168,18 +173,15 @@ def _within_square(landmarks: Tensor, mean_face: Tensor) -> tuple[Tensor, Tensor
     return pose, pose[..., 3] * px, (x - square.x) * px, (y - square.y) * px
 
 
-def hold_place(pose: Tensor, first: Tensor) -> Tensor:
-    """Published pose (..., 6) with scale and place of the first frame (6,): only the angles keep moving."""
+def hold_place(pose: Float[Tensor, "*batch 6"], first: Float[Tensor, "*first 6"]) -> Float[Tensor, "*batch 6"]:
+    """Replace scale and place of a published pose by the first frame's: only the angles keep moving."""
     return torch.cat((pose[..., :3], first[..., 3:].expand_as(pose[..., 3:])), -1)
 
 
-def published_ear(landmarks: Tensor) -> Tensor:
-    """Eye aspect ratios as published, one pair of lid points an eye and depth included: (..., 478, 3) -> (..., 2) left, right.
+def published_ear(landmarks: Float[Tensor, "*batch 478 3"]) -> Float[Tensor, "*batch 2"]:
+    """Measure eye aspect ratios (left, right) as published: one pair of lid points an eye, depth included."""
 
-    landmarks: pixels or crop units.
-    """
-
-    def distance(pair: tuple[int, int]) -> Tensor:
+    def distance(pair: tuple[int, int]) -> Float[Tensor, "*batch"]:
         a, b = points_68(landmarks, pair).unbind(-2)
         return (a - b).norm(dim=-1)
 
@@ -189,39 +191,25 @@ def published_ear(landmarks: Tensor) -> Tensor:
     return torch.stack(ratios, -1)
 
 
-def published_box(landmarks_px: Tensor, height_px: int, width_px: int) -> Tensor:
-    """Box from brows to chin, (..., 478, 3) -> (..., 6) px: x_min, x_max, y_min, y_max, the picture's height and width."""
+def published_box(
+    landmarks_px: Float[Tensor, "*batch 478 3"], height_px: int, width_px: int
+) -> Float[Tensor, "*batch 6"]:
+    """Measure the box from brows to chin in px: x_min, x_max, y_min, y_max, and the picture's height and width."""
     points = points_68(landmarks_px)[..., :2]
     low, high = points.amin(-2), points.amax(-2)
     size = low.new_tensor((height_px, width_px)).expand_as(low)
     return torch.cat((torch.stack((low[..., 0], high[..., 0], low[..., 1], high[..., 1]), -1), size), -1)
 
 
-def published_frame_count(samples: int) -> int:
-    """Frames that the authors' programme makes of so many samples at 16 kHz: whole ones only. Ours also counts a begun one."""
-    return int(samples / SPEECH_RATE_HZ * FPS)
+def assemble_conditions(
+    audio: Float[Tensor, "*batch T D"],
+    pose: Float[Tensor, "*batch T 6"],
+    first_pose: Float[Tensor, "*batch _"],
+    ear: Float[Tensor, "*batch T 2"],
+    first_ear: Float[Tensor, "*batch 2"],
+) -> Float[Tensor, "*batch T D+8"]:
+    """Join what the published A2V network sees of every frame: sound, and changes of pose and eyes against the source face.
 
-
-def resample_features(features: Tensor, frame_count: int) -> Tensor:
-    """Speech features (N, D) at about 50 Hz -> (frame_count, D), linearly, first on first and last on last.
-
-    Raises AudioError when there are no features or no frames to make.
-    """
-    if features.shape[0] < 1 or frame_count < 1:
-        raise AudioError(
-            f"{features.shape[0]} feature vectors for {frame_count} frames: at least one of each is needed"
-        )
-    place = torch.linspace(0, features.shape[0] - 1, frame_count, dtype=torch.float64, device=features.device)
-    low = place.floor().long().clamp_max(features.shape[0] - 1)
-    high = (low + 1).clamp_max(features.shape[0] - 1)
-    weight = (place - low).to(features.dtype)[:, None]
-    return torch.lerp(features[low], features[high], weight)
-
-
-def assemble_conditions(audio: Tensor, pose: Tensor, first_pose: Tensor, ear: Tensor, first_ear: Tensor) -> Tensor:
-    """What the published A2V network sees of every frame: sound, and the change of pose and eyes against the source face.
-
-    audio (..., T, D); pose (..., T, 6) and first_pose (..., 6 or more: the depth that 3DDFA adds is dropped); ear
-    (..., T, 2) and first_ear (..., 2), all in published units. Returns (..., T, D + 8).
+    All are in published units. ``first_pose`` has 6 numbers or more; the depth that 3DDFA adds is dropped.
     """
     return torch.cat((audio, pose - first_pose[..., None, :POSE_SIZE], ear - first_ear[..., None, :]), -1)

@@ -1,9 +1,10 @@
-"""Where the face is: a binary box and the small convolution network that embeds it for the U-Net (paper section 3.3)."""
+"""Face box: a binary mask and the small convolution network that embeds it for the U-Net (paper section 3.3)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dawn.errors import ConfigError
@@ -17,18 +18,25 @@ class MaskEncoder(nn.Module):
         self.conv1 = nn.Conv2d(1, inner, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(inner, out, 3, stride=2, padding=1)
 
-    def forward(self, mask: Tensor) -> Tensor:
-        """(B, 1, R, R) -> (B, out, R / 4, R / 4)."""
+    def forward(self, mask: Float[Tensor, "B 1 R R"]) -> Float[Tensor, "B C R//4 R//4"]:
+        """Embed masks from ``face_mask``."""
         return F.relu(self.conv2(F.relu(self.conv1(mask))))
 
 
-def face_mask(boxes: Tensor, size_px: int, swapped_sides: bool = False) -> Tensor:
-    """Ones inside face boxes. -> (B, 1, size_px, size_px).
+def face_mask(boxes: Tensor, size_px: int, swapped_sides: bool = False) -> Float[Tensor, "B 1 {size_px} {size_px}"]:
+    """Draw ones inside face boxes.
 
-    boxes: (B, 6), x_min, x_max, y_min, y_max in pixels of a picture and that picture's height and width. Corners are rounded
-    towards the box's outside as published (down; down after adding one), the far corner counts as inside, and what lies
-    outside the picture is cut off. swapped_sides: divide x by the height and y by the width, as the published code does,
-    which shifts the box when the picture is not square. Raises ConfigError for boxes of another form.
+    Corners are rounded outwards as published: down, and down after adding one. The far corner counts as inside. What lies
+    outside the picture is cut off.
+
+    Args:
+        boxes: (B, 6): x_min, x_max, y_min, y_max in pixels of a picture, and that picture's height and width.
+        size_px: Side of the mask.
+        swapped_sides: Divide x by the height and y by the width, as the published code does. This shifts the box when the
+            picture is not square.
+
+    Raises:
+        ConfigError: The boxes have another shape.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 6:
         raise ConfigError(

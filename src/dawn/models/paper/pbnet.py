@@ -1,7 +1,7 @@
 """PBNet as published: head pose or blinks from speech (paper section 3.4, after ACTOR), a conditional VAE.
 
-Two networks of this kind were released, one for pose (6 numbers) and one for blinks (2). ``models.pbnet`` holds this
-package's own, repaired one; here the published faults stay, because the released weights were trained with them.
+Two networks of this kind were released, one for pose (6 numbers) and one for blinks (2). ``models.lite.pbnet`` is this
+package's own, repaired one. Here the published faults stay, because the released weights were trained with them.
 
 ::
 
@@ -12,6 +12,8 @@ package's own, repaired one; here the published faults stay, because the release
 
 Motion goes in and comes out as the change against the first frame. Pose is normalised by ``normalise_pose``; eye aspect
 ratios are raw. Attention of the decoder is banded, so that time and memory grow linearly with length.
+
+Shapes: B batch, T frames, k numbers of motion, D audio features, Z latent, p and d widths.
 """
 
 from __future__ import annotations
@@ -20,42 +22,47 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dawn.config import PublishedPBNetConfig
 from dawn.models.attention import Band, FeedForward, banded_attention, relative_bands
-from dawn.models.lite.pbnet import Posterior
+from dawn.models.nouns import Posterior
 
 POSE_MIN = (-90.0, -90.0, -90.0, 0.0, 0.0, 0.0)
 POSE_MAX = (90.0, 90.0, 90.0, 1.0, 720.0, 1080.0)
-"""Range of yaw, pitch, roll (degrees), scale, x, y that becomes 0..1. The places are pixels of a 120-px crop; 720 and 1080
-belong to another picture, so that they move within a small part of the range."""
+"""Range of yaw, pitch, roll (degrees), scale, x, y that becomes 0..1.
+
+Places are pixels of a 120-px crop. 720 and 1080 belong to another picture, so places use a small part of the range.
+"""
 BLOCK_FRAMES = 128
 """Queries that attention takes at a time."""
 
 
-def normalise_pose(pose: Tensor) -> Tensor:
-    """Published pose (..., 6) in its units -> 0..1."""
+def normalise_pose(pose: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 6"]:
+    """Scale published pose from its units to 0..1."""
     low, high = pose.new_tensor(POSE_MIN), pose.new_tensor(POSE_MAX)
     return (pose - low) / (high - low)
 
 
-def denormalise_pose(pose: Tensor) -> Tensor:
-    """Inverse of ``normalise_pose``."""
+def denormalise_pose(pose: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 6"]:
+    """Undo ``normalise_pose``."""
     low, high = pose.new_tensor(POSE_MIN), pose.new_tensor(POSE_MAX)
     return pose * (high - low) + low
 
 
-def sinusoidal_positions(frames: int, width: int, device: torch.device | None = None) -> Tensor:
-    """(frames, width): sines in the even columns, cosines in the odd ones (Vaswani et al. 2017). width even."""
+def sinusoidal_positions(
+    frames: int, width: int, device: torch.device | None = None
+) -> Float[Tensor, "{frames} {width}"]:
+    """Make positions: sines in the even columns, cosines in the odd ones (Vaswani et al. 2017); ``width`` is even."""
     position = torch.arange(frames, device=device, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10_000.0) / width))
     angle = position * frequency
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
 
 
-def rotate_pairs(x: Tensor, size: int) -> Tensor:
-    """Rotary positions on the first ``size`` dimensions of each head, in neighbouring pairs. x: (B, heads, T, d)."""
+def rotate_pairs(x: Float[Tensor, "B heads T d"], size: int) -> Float[Tensor, "B heads T d"]:
+    """Encode positions by rotating the first ``size`` dimensions of each head, in neighbouring pairs."""
     frequency = 10_000.0 ** (-torch.arange(0, size, 2, device=x.device, dtype=torch.float32) / size)
     angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
@@ -65,7 +72,7 @@ def rotate_pairs(x: Tensor, size: int) -> Tensor:
 
 
 class BiasedAttention(nn.Module):
-    """Banded multi-head attention without linear biases; part of each head is rotated. (B, T, p) -> (B, T, p)."""
+    """Banded multi-head attention without linear biases; part of each head is rotated."""
 
     def __init__(self, config: PublishedPBNetConfig) -> None:
         super().__init__()
@@ -76,8 +83,10 @@ class BiasedAttention(nn.Module):
         self.to_v = nn.Linear(config.width, inner, bias=False)
         self.to_out = nn.Linear(inner, config.width, bias=False)
 
-    def forward(self, x: Tensor, memory: Tensor, bands: tuple[Band, ...]) -> Tensor:
-        """x, memory: (B, T, p), the same for self-attention."""
+    def forward(
+        self, x: Float[Tensor, "B T p"], memory: Float[Tensor, "B T p"], bands: tuple[Band, ...]
+    ) -> Float[Tensor, "B T p"]:
+        """Attend from ``x`` to ``memory``; for self-attention they are the same."""
         q, k, v = (
             layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, source in ((self.to_q, x), (self.to_k, memory), (self.to_v, memory))
@@ -87,7 +96,7 @@ class BiasedAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Post-norm transformer layer, every frame with every other. (B, T, d) -> (B, T, d)."""
+    """Post-norm transformer layer, every frame with every other."""
 
     def __init__(self, width: int, config: PublishedPBNetConfig) -> None:
         super().__init__()
@@ -98,7 +107,8 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, x: Float[Tensor, "B T d"], valid: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B T d"]:
+        """Attend and transform; ``valid`` is false for padding."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mask = None if valid is None else valid[:, None, None, :]
         drop = self.attention_dropout if self.training else 0.0
@@ -108,7 +118,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Post-norm layer: self-attention, cross-attention to the memory, feed-forward. (B, T, p) -> (B, T, p)."""
+    """Post-norm layer: self-attention, cross-attention to the memory, feed-forward."""
 
     def __init__(self, config: PublishedPBNetConfig) -> None:
         super().__init__()
@@ -118,14 +128,21 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.width) for _ in range(3))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, self_bands: tuple[Band, ...], cross_bands: tuple[Band, ...]) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "B T p"],
+        memory: Float[Tensor, "B T p"],
+        self_bands: tuple[Band, ...],
+        cross_bands: tuple[Band, ...],
+    ) -> Float[Tensor, "B T p"]:
+        """Attend within ``x``, then to ``memory``, and transform."""
         x = self.norm1(x + self.dropout(self.self_attention(x, x, self_bands)))
         x = self.norm2(x + self.dropout(self.cross_attention(x, memory, cross_bands)))
         return self.norm3(x + self.dropout(self.feed_forward(x)))
 
 
 class MotionEncoder(nn.Module):
-    """Motion of a recording -> one Gaussian a frame. Needed for training only."""
+    """Turns the motion of a recording into one Gaussian a frame. Only training needs it."""
 
     def __init__(self, config: PublishedPBNetConfig) -> None:
         super().__init__()
@@ -138,7 +155,14 @@ class MotionEncoder(nn.Module):
         self.to_mean = nn.Linear(width, config.latent_size)
         self.to_log_variance = nn.Linear(width, config.latent_size)
 
-    def forward(self, motion: Tensor, first: Tensor, audio: Tensor, valid: Tensor | None = None) -> Posterior:
+    def forward(
+        self,
+        motion: Float[Tensor, "B T k"],
+        first: Float[Tensor, "B k"],
+        audio: Float[Tensor, "B T D"],
+        valid: Bool[Tensor, "B T"] | None = None,
+    ) -> Posterior:
+        """Encode; arguments are those of ``PBNet.encode``."""
         frames = motion.shape[1]
         reference = self.first_in(first)[:, None].expand(-1, frames, -1)
         h = torch.cat((reference, self.motion_in(motion), self.audio_in(audio)), -1)
@@ -149,7 +173,7 @@ class MotionEncoder(nn.Module):
 
 
 class MotionDecoder(nn.Module):
-    """Latents, first state and speech -> motion. All that generation needs."""
+    """Turns latents, first state and speech into motion. Generation needs nothing else."""
 
     def __init__(self, config: PublishedPBNetConfig) -> None:
         super().__init__()
@@ -166,7 +190,14 @@ class MotionDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.motion_out = nn.Linear(width, config.outputs)
 
-    def forward(self, latent: Tensor, first: Tensor, audio: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latent: Float[Tensor, "B T Z"],
+        first: Float[Tensor, "B k"],
+        audio: Float[Tensor, "B T D"],
+        valid: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T k"]:
+        """Decode; arguments are those of ``PBNet.decode``."""
         batch, frames = latent.shape[:2]
         reference = self.first_in(first)[:, None].expand(-1, frames, -1)
         memory = self.memory_in(torch.cat((reference, latent, self.audio_in(audio)), -1))
@@ -184,7 +215,7 @@ class MotionDecoder(nn.Module):
         return out if valid is None else out * valid[..., None]
 
 
-class PublishedPBNet(nn.Module):
+class PBNet(nn.Module):
     """One published network: ``outputs`` 6 for normalised pose, 2 for eye aspect ratios (left, right)."""
 
     def __init__(self, config: PublishedPBNetConfig) -> None:
@@ -193,16 +224,36 @@ class PublishedPBNet(nn.Module):
         self.encoder = MotionEncoder(config)
         self.decoder = MotionDecoder(config)
 
-    def encode(self, motion: Tensor, first: Tensor, audio: Tensor, valid: Tensor | None = None) -> Posterior:
-        """motion (B, T, k) change against the first frame; first (B, k); audio (B, T, 1024) -> each (B, T, 256).
+    def encode(
+        self,
+        motion: Float[Tensor, "B T k"],
+        first: Float[Tensor, "B k"],
+        audio: Float[Tensor, "B T D"],
+        valid: Bool[Tensor, "B T"] | None = None,
+    ) -> Posterior:
+        """Find the latents that explain a recording.
 
-        valid: (B, T) bool, false for padding, which nothing attends to.
+        Args:
+            motion: Change against the first frame.
+            first: State of the first frame.
+            audio: Speech features.
+            valid: False for padding, which nothing attends to.
         """
         return self.encoder(motion, first, audio, valid)
 
-    def decode(self, latent: Tensor, first: Tensor, audio: Tensor, valid: Tensor | None = None) -> Tensor:
-        """latent (B, T, 256) ~ N(0, I); first (B, k); audio (B, T, 1024) -> change (B, T, k) against the first frame.
+    def decode(
+        self,
+        latent: Float[Tensor, "B T Z"],
+        first: Float[Tensor, "B k"],
+        audio: Float[Tensor, "B T D"],
+        valid: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T k"]:
+        """Turn latents into the change against the first frame.
 
-        valid: (B, T) bool; where it is false the change is zero. As published, padding is attended to all the same.
+        Args:
+            latent: N(0, I) in generation.
+            first: State of the first frame.
+            audio: Speech features.
+            valid: Where it is false the change is zero. As published, padding is attended to all the same.
         """
         return self.decoder(latent, first, audio, valid)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dawn.config import PublishedPBNetConfig, parse
-from dawn.models.paper.pbnet import PublishedPBNet, sinusoidal_positions
+from dawn.models.paper.pbnet import PBNet, sinusoidal_positions
 
 RENAMED = (
     (r"encoder\.to_mean\.", "encoder.mu_layer."),
@@ -59,7 +59,7 @@ LARGEST_ROTARY_SIZE = 32
 
 
 def from_official(tensors: Mapping[str, Tensor], config: PublishedPBNetConfig | None = None) -> dict[str, Tensor]:
-    """State of a ``PublishedPBNet`` from the published state of one network (88 entries for two layers).
+    """State of a ``PBNet`` from the published state of one network (88 entries for two layers).
 
     config: of the network that the state is for; only names and rotary frequencies depend on it, shapes are compared when
     loading. Raises KeyError naming published entries that are missing, ValueError naming entries that are left
@@ -67,7 +67,7 @@ def from_official(tensors: Mapping[str, Tensor], config: PublishedPBNetConfig | 
     """
     config = config or PublishedPBNetConfig()
     with torch.device("meta"):
-        wanted = PublishedPBNet(config).state_dict()
+        wanted = PBNet(config).state_dict()
     published = {key: _published_name(key) for key in wanted}
     attention = {name.rsplit(".", 2)[0] for key, (name, _) in published.items() if "_attention.to_" in key}
     frequencies = {f"{name}.rotary_emb.freqs" for name in attention}

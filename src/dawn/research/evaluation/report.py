@@ -18,7 +18,7 @@ from dawn.engines.lite import LiteEngine
 from dawn.engines.load import build_engine, load_bundle, pick_device
 from dawn.errors import ConfigError, InputError
 from dawn.measures import lips
-from dawn.models.judges.sface import load_sface
+from dawn.measures.sface import load_sface
 from dawn.options import FULL_SIZE_PX
 from dawn.preprocess.tracker import FaceTracker
 from dawn.progress import Progress, ignore_progress, peak_memory_mib

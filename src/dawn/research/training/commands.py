@@ -18,7 +18,7 @@ from dawn.checkpoint import assemble, file_sha256, load_mean_face, load_part, re
 from dawn.config import A2VConfig, LFGConfig, LitePresetConfig, MotionSpaceConfig, PBNetConfig, SyncJudgeConfig, parse
 from dawn.errors import CheckpointError, ConfigError, OutputError
 from dawn.face.geometry import subtract_pose
-from dawn.models.lite.bundle import Bundle
+from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.research.training.data import ClipStore
 from dawn.research.training.lite.a2v import A2VRecipe, A2VTrainConfig
@@ -163,7 +163,7 @@ def pack(
     if sampler is not None:
         values["sampler"] = sampler
     preset = parse(LitePresetConfig, values, "preset")
-    bundle = Bundle(preset)
+    bundle = LiteBundle(preset)
     networks = {part: getattr(bundle, part) for part in preset.PARTS if part in parts}
     for part, network in networks.items():
         _load_mean(folders[part], part, network)

@@ -19,7 +19,7 @@ from dawn.face.geometry import (
     remove_pose,
     smooth,
 )
-from dawn.models.audio.features import AudioEncoder, whole_frames
+from dawn.models.audio.features import AudioEncoder, fit_to_frames
 from dawn.research.training.data import Clip, ClipStore
 from dawn.structs import FRAME_SAMPLES
 
@@ -55,7 +55,7 @@ def sequence_of(clip: Clip, mean_face: Tensor) -> Sequence:
 
 def clip_audio(clip: Clip) -> Tensor:
     """Sound of exactly T frames, (T * 640,) float32."""
-    return whole_frames(clip.samples.float() / 32768, len(clip))
+    return fit_to_frames(clip.samples.float() / 32768, len(clip))
 
 
 def has_sound(clip: Clip) -> bool:

@@ -28,7 +28,7 @@ from dawn.models.judges.sync import (
     MOUTH_SIDE,
     SOUND_MARGIN_FRAMES,
     SyncJudge,
-    mouth_crops,
+    crop_mouths,
 )
 from dawn.research.training.data import Clip, ClipStore, GeometricChange
 from dawn.research.training.loop import Recipe, TrainConfig
@@ -116,7 +116,7 @@ def _cached_mouths(clips: list[Clip], cache: Path, size_px: int) -> list[Tensor]
     mouths = []
     for clip in clips:
         frames = (clip.frames(list(range(len(clip)))).permute(0, 2, 3, 1) * 255).round().byte().numpy()
-        cut = mouth_crops(frames, clip.landmarks, mean_face, size_px, MOUTH_SIDE * KEPT_MARGIN)
+        cut = crop_mouths(frames, clip.landmarks, mean_face, size_px, MOUTH_SIDE * KEPT_MARGIN)
         mouths.append((cut * 255).round().byte())
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_suffix(".part")

@@ -15,7 +15,7 @@ from dawn.diffusion.rectified import data_estimate, draw_times, rectified_path
 from dawn.engines.lite import FlowSampling, sample_expression
 from dawn.face import mesh as lm
 from dawn.face.geometry import lip_aperture, smoothstep, subtract_pose
-from dawn.models.lite.a2v import A2VTransformer
+from dawn.models.lite.a2v import A2VTransformer, Conditions
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.lite.pbnet import EAR_UNIT
 from dawn.research.training.loop import Recipe, TrainConfig
@@ -160,8 +160,8 @@ class A2VRecipe(Recipe):
         batch = batch.to(next(network.parameters()).device)
         plain: A2VTransformer = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
         point, velocity = rectified_path(batch.expression, batch.noise, batch.time)
-        audio = plain.embed_audio(batch.audio)
-        out = network(point, batch.time, audio, batch.head, batch.source, batch.drop, batch.valid)
+        conditions = Conditions(plain.embed_audio(batch.audio), batch.head, batch.source)
+        out = network(point, batch.time, conditions, batch.drop, batch.valid)
         mask = batch.valid[..., None].float()
         weight = self.coefficient_weight.to(out.device)
         flow = ((out - velocity).square() * weight * mask).sum() / (mask.sum() * weight.sum())

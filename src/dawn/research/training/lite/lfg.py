@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dawn.config import LFGConfig
 from dawn.errors import ConfigError
-from dawn.models.judges.sface import load_sface
+from dawn.measures.sface import load_sface
 from dawn.models.lite.lfg import Decoded, LatentFlowGenerator
 from dawn.models.lite.regions import GUIDE_CONTOURS, draw_contours
 from dawn.research.training.data import PairBatch, pair_batch

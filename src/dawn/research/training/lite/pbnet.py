@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dawn.checkpoint import save_part
 from dawn.config import PBNetConfig
 from dawn.models.lite.motion_space import MotionSpace
-from dawn.models.lite.pbnet import EAR_UNIT, PBNet, first_state, kl_divergence
+from dawn.models.lite.pbnet import EAR_UNIT, PBNet, first_state
+from dawn.models.nouns import kl_divergence
 from dawn.research.training.lite.a2v import head_condition
 from dawn.research.training.loop import Recipe, TrainConfig
 from dawn.research.training.motion_data import MotionStore, Sequence

@@ -208,7 +208,7 @@ def a2v_figures(
     figures = {"epsilon": squared.mean(), "lips": on_lips / count}
     loss = figures["epsilon"] + config.lip_weight * figures["lips"]
     if config.x0_weight:
-        estimate = schedule.data_from(schedule.noised(data, noise, time), made.float(), time)
+        estimate = schedule.estimate_data(schedule.add_noise(data, noise, time), made.float(), time)
         error = (dynamic_threshold(estimate, config.threshold_quantile) - data).square()
         figures["x0"] = error[:, :FLOW_CHANNELS].mean() + error[:, FLOW_CHANNELS:].mean()
         loss = loss + config.x0_weight * figures["x0"]
@@ -369,7 +369,7 @@ class PaperA2VRecipe(Recipe):
     def _figures(self, network: nn.Module, batch: PaperA2VBatch) -> dict[str, Tensor]:
         batch = batch.to(next(network.parameters()).device)
         data, feature = self.targets(batch)
-        x = self.schedule.noised(data, batch.noise, batch.time)
+        x = self.schedule.add_noise(data, batch.noise, batch.time)
         made = network(x, batch.time, feature, face_mask(batch.box, self.size_px), batch.condition)
         with torch.autocast(x.device.type, enabled=False):
             return a2v_figures(self.config, self.schedule, made, data, batch.noise, batch.time, batch.lips)

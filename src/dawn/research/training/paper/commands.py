@@ -9,9 +9,10 @@ from pydantic import BaseModel
 
 from dawn.checkpoint import load_into, load_mean_face, read_weights
 from dawn.config import AudioConfig, PaperLFGConfig, PaperPresetConfig, PublishedPBNetConfig, UNetConfig, parse
+from dawn.engines.hubert import load_hubert
 from dawn.errors import CheckpointError, ConfigError, InputError
 from dawn.models.audio.features import AudioEncoder
-from dawn.models.audio.hubert import HubertAudioEncoder, load_hubert
+from dawn.models.audio.hubert import HubertAudioEncoder
 from dawn.models.audio.whisper import WhisperAudioEncoder
 from dawn.research.training.data import ClipStore
 from dawn.research.training.loop import Recipe, TrainConfig

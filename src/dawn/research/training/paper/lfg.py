@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from dawn.checkpoint import load_into, read_weights, save_part
 from dawn.config import PaperLFGConfig
-from dawn.models.judges.sface import SFace, load_sface
-from dawn.models.lite.regions import invert_2x2
+from dawn.measures.sface import load_sface
+from dawn.models.blocks import invert_2x2
+from dawn.models.judges.sface import SFace
 from dawn.models.paper.lfg import PaperLFG, PaperResult
 from dawn.models.paper.regions import downsample, multiply_2x2, published_grid, sample
 from dawn.research.training.data import ClipStore, contact_sheet, widest_mouth_pair

@@ -21,9 +21,9 @@ from dawn.checkpoint import save_part
 from dawn.config import PublishedPBNetConfig
 from dawn.errors import ConfigError, InputError
 from dawn.face.geometry import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
-from dawn.models.lite.pbnet import Posterior, kl_divergence
+from dawn.models.nouns import Posterior, kl_divergence
 from dawn.models.paper.conditions import published_ear, published_pose
-from dawn.models.paper.pbnet import PublishedPBNet, normalise_pose
+from dawn.models.paper.pbnet import PBNet, normalise_pose
 from dawn.research.training.loop import Recipe, TrainConfig
 from dawn.research.training.motion_data import MotionStore
 from dawn.structs import BLINK_SIZE, POSE_SIZE
@@ -149,7 +149,7 @@ class PublishedPBNetRecipe(Recipe):
         self.validation = validation or sorted(tracks, key=len, reverse=True)[:VALIDATION_TRACKS]
         self.weight = torch.tensor([float(len(track)) for track in tracks], dtype=torch.float64)
         torch.manual_seed(config.seed)
-        self.networks = {"main": PublishedPBNet(model)}
+        self.networks = {"main": PBNet(model)}
         self.learning_rates = {"main": 1.0}
         if config.adversarial_weight:
             self.networks["discriminator"] = SequenceDiscriminator(model.outputs, config.discriminator_width)
@@ -175,7 +175,7 @@ class PublishedPBNetRecipe(Recipe):
         self, networks: dict[str, nn.Module], batch: TrackBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         config, network = self.config, networks["main"]
-        plain: PublishedPBNet = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
+        plain: PBNet = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
         batch = batch.to(next(network.parameters()).device)
         posterior = plain.encode(batch.change, batch.first, batch.audio, batch.valid)
         latent = posterior.mean + (0.5 * posterior.log_variance).exp() * torch.randn_like(posterior.mean)
@@ -216,7 +216,7 @@ class PublishedPBNetRecipe(Recipe):
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Error of motion rebuilt from its own latents, and spread and speed of motion from random ones against the true."""
-        plain = cast(PublishedPBNet, network)
+        plain = cast(PBNet, network)
         device = next(network.parameters()).device
         squared, rebuilt, drawn, true = 0.0, 0, [], []
         for index, track in enumerate(self.validation[:VALIDATION_TRACKS]):
