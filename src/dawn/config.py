@@ -27,6 +27,18 @@ class DetailConfig(Strict):
     res_blocks: int = 2
 
 
+class OrganPainterConfig(Strict):
+    """Organ painter: small U-Nets for windows around mouth and eyes (``models.lite.organs``)."""
+
+    mouth_window_px: tuple[int, int] = (40, 32)
+    """Width and height in a picture of 128 px; multiples of 4."""
+    eye_window_px: tuple[int, int] = (24, 16)
+    mouth_widths: tuple[int, ...] = (40, 80, 160)
+    """Channels at 1/2, 1/4, ... of the window's own resolution."""
+    eye_widths: tuple[int, ...] = (28, 56)
+    res_blocks: int = 2
+
+
 class FineConfig(Strict):
     """Fine stage: decoded frames at twice the size (``models.fine``)."""
 
@@ -34,7 +46,7 @@ class FineConfig(Strict):
     """How unlike the decoded and the moved picture may be (mean difference of colours in [0, 1]) to share fine detail."""
     gain: float = Field(1.35, ge=0, le=2)
     """Strength of the portrait's fine detail; above 1 because frames are softer than the portrait where it is not added."""
-    painter: DetailConfig | None = DetailConfig(mouth_width=80, eye_width=48)
+    painter: DetailConfig | OrganPainterConfig | None = DetailConfig(mouth_width=80, eye_width=48)
     """Paint mouth and eyes at the full size too."""
 
 

@@ -97,20 +97,18 @@ PAINTED_FLOOR = 0.1
 """Share of the mouth's painting that is kept when its opening stays as in the source."""
 
 
-class DetailPainter(nn.Module):
-    """Repaints mouth and eyes of decoded frames; the left eye is painted as the mirrored right one."""
+class OrganWindows(nn.Module):
+    """Where organs lie in pictures of ``size`` pixels, and how their contours are drawn there."""
 
-    def __init__(self, config: DetailConfig, size: int) -> None:
+    def __init__(self, size: int, mouth_px: tuple[int, int], eye_px: tuple[int, int]) -> None:
+        """Size the windows: width and height of ``mouth_px`` and ``eye_px`` hold in a picture of 128 pixels."""
         super().__init__()
         self.size = size
-        scale = size // REFERENCE_SIZE_PX if size >= REFERENCE_SIZE_PX else 1
+        self.scale = size // REFERENCE_SIZE_PX if size >= REFERENCE_SIZE_PX else 1
         self.windows = {
-            "mouth": tuple(min(size, scale * n) for n in config.mouth_window_px),
-            "eye": tuple(min(size, scale * n) for n in config.eye_window_px),
+            name: (min(size, self.scale * width), min(size, self.scale * height))
+            for name, (width, height) in (("mouth", mouth_px), ("eye", eye_px))
         }
-        # frame, source, contours of both, place relative to the organ (2)
-        self.mouth = WindowPainter(6 + 2 * 2 + 2, config.mouth_width, config.res_blocks, 2 * scale)
-        self.eye = WindowPainter(6 + 2 * 1 + 2, config.eye_width, config.res_blocks, 2 * scale)
 
     def place(self, organ: Organ, landmarks: Float[Tensor, "B 478 _"]) -> Window:
         """Place the organ's window."""
@@ -133,6 +131,28 @@ class DetailPainter(nn.Module):
             seen.append(torch.cat((window.cut(image), self.draw(organ, landmarks, window)), 1))
         return tuple(seen)
 
+    def relative(self, organ: Organ, landmarks: Float[Tensor, "B 478 _"], window: Window) -> Float[Tensor, "B 2 h w"]:
+        """Measure every pixel's place from the organ's middle, in widths of the organ."""
+        points = (landmarks[:, list(organ.contours[-1]), :2] + 1) * (self.size / 2)
+        low, high = points.amin(1), points.amax(1)
+        middle, width = (low + high) / 2, (high - low)[:, :1].clamp_min(1)
+        x = (window.columns + 0.5 - middle[:, :1]) / width
+        y = (window.rows + 0.5 - middle[:, 1:]) / width
+        x = -x if organ.mirrored else x
+        shape = (-1, window.rows.shape[1], window.columns.shape[1])
+        return torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), 1)
+
+
+class DetailPainter(OrganWindows):
+    """Repaints mouth and eyes of decoded frames; the left eye is painted as the mirrored right one."""
+
+    def __init__(self, config: DetailConfig, size: int) -> None:
+        """Build the painters of pictures of side ``size``."""
+        super().__init__(size, config.mouth_window_px, config.eye_window_px)
+        # frame, source, contours of both, place relative to the organ (2)
+        self.mouth = WindowPainter(6 + 2 * 2 + 2, config.mouth_width, config.res_blocks, 2 * self.scale)
+        self.eye = WindowPainter(6 + 2 * 1 + 2, config.eye_width, config.res_blocks, 2 * self.scale)
+
     def forward(
         self,
         frame: Float[Tensor, "B 3 S S"],
@@ -150,11 +170,11 @@ class DetailPainter(nn.Module):
         for organ, seen in zip(ORGANS, source, strict=True):
             window = self.place(organ, landmarks)
             here, wanted = window.cut(frame), self.draw(organ, landmarks, window)
-            known = torch.cat((here, wanted, self._relative(organ, landmarks, window), seen), 1)
+            known = torch.cat((here, wanted, self.relative(organ, landmarks, window), seen), 1)
             change = self._paint(organ, known)
             if organ.painter == "mouth":
                 change = change * self.paint_weight(wanted[:, 0], seen[:, 3])
-            out[window.cells()] = (here + change * _feather(change)).permute(0, 2, 3, 1)
+            out[window.cells()] = (here + change * feather(change)).permute(0, 2, 3, 1)
         return out.permute(0, 3, 1, 2)
 
     def _paint(self, organ: Organ, known: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 h w"]:
@@ -174,19 +194,8 @@ class DetailPainter(nn.Module):
         changed = opening_growth(areas.amin(0), areas.amax(0), FEW_PX * (self.size / REFERENCE_SIZE_PX) ** 2)
         return (PAINTED_FLOOR + (1 - PAINTED_FLOOR) * changed)[:, None, None, None]
 
-    def _relative(self, organ: Organ, landmarks: Float[Tensor, "B 478 _"], window: Window) -> Float[Tensor, "B 2 h w"]:
-        """Measure every pixel's place from the organ's middle, in widths of the organ."""
-        points = (landmarks[:, list(organ.contours[-1]), :2] + 1) * (self.size / 2)
-        low, high = points.amin(1), points.amax(1)
-        middle, width = (low + high) / 2, (high - low)[:, :1].clamp_min(1)
-        x = (window.columns + 0.5 - middle[:, :1]) / width
-        y = (window.rows + 0.5 - middle[:, 1:]) / width
-        x = -x if organ.mirrored else x
-        shape = (-1, window.rows.shape[1], window.columns.shape[1])
-        return torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), 1)
 
-
-def _feather(like: Float[Tensor, "B C h w"]) -> Float[Tensor, "1 1 h w"]:
+def feather(like: Float[Tensor, "B C h w"]) -> Float[Tensor, "1 1 h w"]:
     """Make a mask that is 1 inside and falls to 0 over the outer three pixels."""
     height, width = like.shape[2:]
 

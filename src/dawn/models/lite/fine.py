@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dawn.config import FineConfig
+from dawn.config import DetailConfig, FineConfig, OrganPainterConfig
 from dawn.models.blocks import resize
 from dawn.models.lite.detail import DetailPainter
+from dawn.models.lite.organs import OrganPainter
 
 SCALE = 2
 
@@ -29,7 +30,7 @@ class FineStage(nn.Module):
         """Build the stage for results of side ``size`` (2S)."""
         super().__init__()
         self.config = config
-        self.painter = DetailPainter(config.painter, size) if config.painter else None
+        self.painter = _build_painter(config.painter, size)
 
     def look(
         self, image: Float[Tensor, "B 3 R R"], landmarks: Float[Tensor, "B 478 _"]
@@ -53,6 +54,8 @@ class FineStage(nn.Module):
             details: What ``look`` returned for the portrait.
         """
         out = self.transfer(frame, moved)
+        if isinstance(self.painter, OrganPainter):
+            return self.painter(out, moved, landmarks, details)
         return self.painter(out, landmarks, details) if self.painter else out
 
     def transfer(
@@ -64,3 +67,9 @@ class FineStage(nn.Module):
         agreement = torch.exp(-(unlike / self.config.agreement).square())
         doubled = resize(torch.cat((frame, reduced, agreement), 1), *moved.shape[2:])
         return doubled[:, :3] + self.config.gain * doubled[:, 6:] * (moved - doubled[:, 3:6])
+
+
+def _build_painter(config: DetailConfig | OrganPainterConfig | None, size: int) -> DetailPainter | OrganPainter | None:
+    if config is None:
+        return None
+    return OrganPainter(config, size) if isinstance(config, OrganPainterConfig) else DetailPainter(config, size)
