@@ -69,6 +69,8 @@ GRAPH["dawn"] = set()  # the door imports when it is asked
 def wing_of(module: str) -> str:
     """The wing that a module lies in, or "product"."""
     parts = module.split(".")
+    if module == "dawn.__main__":
+        return "apps"
     return parts[1] if len(parts) > 1 and parts[1] in WINGS else "product"
 
 

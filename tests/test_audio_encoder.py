@@ -301,7 +301,7 @@ def test_hubert_refuses_a_click_and_a_negative_context() -> None:
 
 def test_hubert_without_transformers_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"dawn\[hubert\]"):
+    with pytest.raises(ConfigError, match=r"\.\[hubert\]"):
         load_hubert("anywhere")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dawn.video
 from conftest import example_sound, refused, write_wav
 from dawn.apps.batch import jobs as batch_jobs
 from dawn.apps.batch import work
@@ -221,17 +222,17 @@ def test_large_and_foreign_tables(folder: Path, out: Path, monkeypatch: pytest.M
 @pytest.mark.usefixtures("prepared_once")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(batch: Batch, out: Path, monkeypatch: pytest.MonkeyPatch, calls: list[Any], number: int) -> None:
-    whole = Dawn.render
+    whole = dawn.video.draw_frames
 
-    def render(self: Dawn, *arguments: Any) -> Any:
-        for index, frame in enumerate(whole(self, *arguments)):
+    def render(*arguments: Any) -> Any:
+        for index, frame in enumerate(whole(*arguments)):
             if calls[-1] == 3 and index == 3:
                 os.kill(os.getpid(), number)
             yield frame
 
     lines = THREE.format("hello.wav")
     with monkeypatch.context() as patch:
-        patch.setattr(Dawn, "render", render)
+        patch.setattr(dawn.video, "draw_frames", render)
         inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             code, printed, errors = batch(lines)

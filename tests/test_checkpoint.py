@@ -194,7 +194,7 @@ def test_a_shared_part_is_checked_too(sharing: Path) -> None:
 def test_sharing_with_nothing_is_refused(tiny_preset: Path, tmp_path: Path) -> None:
     save_part(tmp_path / "run", "lfg", random_bundle().lfg, TINY.lfg)
     with pytest.raises(
-        ConfigError, match=r"no folder for a2v, audio, motion, pbnet: give --a2v DIR, or --shares PRESET"
+        ConfigError, match=r"no folder for a2v, audio, motion, pbnet: give `a2v=DIR`, or `shares=PRESET`"
     ):
         pack("p", {"lfg": tmp_path / "run"}, tmp_path / "p")
     with pytest.raises(ConfigError, match=r"--shares gone: .*is no other preset"):

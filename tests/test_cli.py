@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 import dawn.pipeline
+import dawn.video
 from conftest import refused, three_faces, write_preset, write_wav
 from dawn import __version__, media
 from dawn.apps.cli.main import main
 from dawn.media.motion_json import load_motion
 from dawn.pipeline import Dawn
 from dawn.preprocess.portrait import prepare_portrait
+from dawn.preprocess.tracker import FaceTracker
 from dawn.structs import Face
 from media_files import decoded, noise, tone, write_sound
 
@@ -34,7 +36,7 @@ def test_choice_among_three(run: Callable, out: Path, tmp_path: Path, portrait_p
 
 def test_choice_counts_from_the_left(tmp_path: Path, portrait_path: Path, tiny_model: Dawn) -> None:
     image = media.read_image(three_faces(tmp_path, portrait_path))
-    with dawn.pipeline.FaceTracker(max_faces=8) as tracker:
+    with FaceTracker(max_faces=8) as tracker:
         mean_face = tiny_model.bundle.motion.mean_face
         faces: list[Face] = [prepare_portrait(image, 64, tracker, mean_face, choice) for choice in (1, 2, 3, "largest")]
     assert [round(face.box.center[0] // 260) for face in faces[:3]] == [0, 1, 2]
@@ -115,15 +117,15 @@ def broken_render(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obj
     """Makes rendering do something else after three frames."""
 
     def install(act: Callable[[], object]) -> None:
-        whole = Dawn.render
+        whole = dawn.video.draw_frames
 
-        def render(self: Dawn, *arguments: object) -> Iterator[np.ndarray]:
-            for index, frame in enumerate(whole(self, *arguments)):  # type: ignore[arg-type]
+        def render(*arguments: object) -> Iterator[np.ndarray]:
+            for index, frame in enumerate(whole(*arguments)):  # type: ignore[arg-type]
                 if index == 3:
                     act()
                 yield frame
 
-        monkeypatch.setattr(Dawn, "render", render)
+        monkeypatch.setattr(dawn.video, "draw_frames", render)
 
     return install
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import dawn.pipeline
+import dawn.rendering.placement
 from conftest import refused, three_faces, write_wav
 from dawn import media
 from dawn.apps.cli.main import main
@@ -109,7 +110,7 @@ def test_profile(
     run: Callable, out: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Dawn, portrait_path: Path, speech_path: Path
 ) -> None:
     monkeypatch.setattr(TurnedTracker, "mean_face", tiny_model.bundle.motion.mean_face, raising=False)
-    monkeypatch.setattr(dawn.pipeline, "FaceTracker", TurnedTracker)
+    monkeypatch.setattr(dawn.rendering.placement, "FaceTracker", TurnedTracker)
     refused(run("generate", portrait_path, speech_path), out, "yaw 60°", "at most 40°", "looks towards the camera")
 
 

@@ -18,11 +18,11 @@ from conftest import refused
 from dawn import DEFAULT_PRESET
 from dawn.apps.cli.main import main
 from dawn.checkpoint import load_mean_face
-from dawn.engines.load import load_bundle
+from dawn.engines.lite import LiteEngine
+from dawn.engines.load import build_engine, load_bundle
 from dawn.errors import ConfigError, InputError
 from dawn.measures import picture
 from dawn.measures.intervals import bootstrap_interval
-from dawn.models.lite.bundle import LiteBundle
 from dawn.preprocess.clips import save_clip
 from dawn.research.evaluation import figures, folders, records, report, spoken
 from dawn.research.evaluation import minute as long
@@ -272,6 +272,7 @@ def test_command_passes_the_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         == 2
     )
     options = {"also": ["x", "y"], "limit": 3, "size_px": 256, "takes": 5, "judge": Path("j"), "community": Path("c")}
+    options |= {"device": "cpu", "rules": "preset"}
     assert seen == [DEFAULT_PRESET, Path("d"), None, options]
 
 
@@ -326,14 +327,14 @@ def test_clips_are_read_at_any_size(clips_folder: Path) -> None:
 def test_larger_clips_show_their_own_first_frame_moved(clips_folder: Path, tiny_preset: Path) -> None:
     """As in ``dawn generate --size``: the corners, far from the face, keep the clip's own pixels to the last bit, which
     an enlarged frame of half the size would not."""
-    bundle = load_bundle(tiny_preset)
-    assert isinstance(bundle, LiteBundle)
+    engine = build_engine(load_bundle(tiny_preset), torch.device("cpu"))
+    assert isinstance(engine, LiteEngine)
     made = {}
     for size in (64, 128):
         clips = read_clips(clips_folder, size, load_mean_face())
         with BrightnessTracker() as tracker:
-            bench = Bench("tiny", bundle, tracker, clips, lambda *_: None)  # type: ignore[arg-type]
-            made[size] = bench.draw(clips[0], torch.from_numpy(clips[0].landmarks[:2]))
+            bench = Bench("tiny", engine, tracker, clips, lambda *_: None)  # type: ignore[arg-type]
+            made[size] = bench.show_landmarks(clips[0], torch.from_numpy(clips[0].landmarks[:2])).frames
     assert made[64].shape == (2, 64, 64, 3) and made[128].shape == (2, 128, 128, 3)
     photograph = read_clips(clips_folder, 128, load_mean_face())[0].frames[0]
     kept = (made[128] == photograph).all(-1).all(0)

@@ -27,14 +27,8 @@ from dawn.preprocess.clips import PreparedClip, save_clip
 from dawn.research.training.data import ClipStore
 from dawn.research.training.loop import train
 from dawn.research.training.motion_data import MotionStore
-from dawn.research.training.paper.a2v import (
-    MaskedUNet,
-    PaperA2VRecipe,
-    PaperA2VTrainConfig,
-    a2v_figures,
-    change_colour,
-    lip_mask,
-)
+from dawn.research.training.paper.a2v import PaperA2VRecipe, PaperA2VTrainConfig, a2v_figures, change_colour, lip_mask
+from dawn.research.training.paper.networks import MaskedUNet
 
 SIZE_PX, SIDE, AUDIO, FRAMES = 64, 16, 8, 60
 FRAME_SAMPLES = 640

@@ -19,6 +19,9 @@ PORTRAIT = "picture with one face"
 SPEECH = "sound file, or video with sound"
 PRESET = "shipped preset or a preset's folder"
 DEVICE = "auto, cpu, cuda, cuda:1 ..."
+RULES = ("preset", "none")
+"""What acts on the networks' motion: the hand rules with the preset's numbers, or nothing."""
+RULES_WORDS = "none shows the networks without the hand rules (docs/rules.md)"
 SQUARE_SIZES_PX = (128, 256, 512)
 FULL_SIZES_PX = (256, 2560)
 """Least and greatest limit of a whole photograph's longest side."""

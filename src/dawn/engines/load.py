@@ -15,6 +15,7 @@ from dawn.errors import ConfigError
 from dawn.models.lite.bundle import LiteBundle
 from dawn.models.lite.motion_space import MotionSpace
 from dawn.models.paper.bundle import PaperBundle
+from dawn.options import RULES
 from dawn.rules_config import RulesConfig
 from dawn.structs import PathLike
 
@@ -40,8 +41,8 @@ def load_bundle(preset: PathLike = DEFAULT_PRESET, rules: str = "preset") -> Any
         ConfigError: an unknown preset, or another word for the rules.
         CheckpointError: weights that are missing, damaged or of another model.
     """
-    if rules not in ("preset", "none"):
-        raise ConfigError(f"rules {rules!r}: give preset or none")
+    if rules not in RULES:
+        raise ConfigError(f"rules {rules!r}: give {' or '.join(RULES)}")
     folder = find_preset(preset)
     config = read_preset(folder)
     if rules == "none":

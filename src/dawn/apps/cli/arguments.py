@@ -15,7 +15,18 @@ from pydantic import BaseModel
 
 from dawn import DEFAULT_PRESET
 from dawn.errors import OutputError, missing_extra
-from dawn.options import DEVICE, PORTRAIT, PRESET, SPEECH, GenerateOptions, Option, VideoOptions, options_of
+from dawn.options import (
+    DEVICE,
+    PORTRAIT,
+    PRESET,
+    RULES,
+    RULES_WORDS,
+    SPEECH,
+    GenerateOptions,
+    Option,
+    VideoOptions,
+    options_of,
+)
 
 DEFAULT_CLIP_SIZE_PX = 192
 
@@ -75,11 +86,16 @@ def add_rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
     add_video_options(parser, "size", "frame", "face")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help=f"{PRESET} (%(default)s)")
-    parser.add_argument("--device", default="auto", help=f"{DEVICE} (%(default)s)")
+    _add_networks(parser, "auto")
     parser.add_argument("--motion-out", type=Path, metavar="M.json", help="also write the motion, to edit or reuse")
     parser.add_argument(
         "--report", type=Path, metavar="R.json", help="then examine the video, and write what was found"
     )
+
+
+def _add_networks(parser: argparse.ArgumentParser, device: str) -> None:
+    parser.add_argument("--device", default=device, help=f"{DEVICE} (%(default)s)")
+    parser.add_argument("--rules", choices=RULES, default=RULES[0], help=f"{RULES_WORDS} (%(default)s)")
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -154,10 +170,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
-    from dawn.checkpoint import PARTS
+    from dawn.config import LitePresetConfig
 
     parser.add_argument("name", help="name of the preset")
-    for part in PARTS:
+    for part in LitePresetConfig.PARTS:
         parser.add_argument(
             f"--{part}", type=Path, nargs="+", metavar="DIR", help=f"has {part}.safetensors; of several their mean"
         )
@@ -236,6 +252,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="takes of a minute on each portrait, to tell a decline from chance (1)",
     )
+    _add_networks(parser, "cpu")
     parser.add_argument("--sface", type=Path, help="sface.safetensors, for the identity figures")
     parser.add_argument("--judge", type=Path, metavar="F", help="another sync judge than the shipped one")
     parser.add_argument("--community", type=Path, metavar="DIR", help="folder with the networks of FID, FVD and LSE")

@@ -198,7 +198,7 @@ def _render(args: argparse.Namespace, make: Callable[[Dawn, Progress], Made], *i
     from dawn.media.motion_json import save_motion
     from dawn.pipeline import Dawn
 
-    model = Dawn.from_pretrained(args.preset, args.device)
+    model = Dawn.from_pretrained(args.preset, args.device, args.rules)
     loaded = time.perf_counter()
     with bar(args) as progress:
         video, seeds = make(model, progress)

@@ -53,9 +53,9 @@ def train(args: argparse.Namespace) -> int:
 
 
 def pack(args: argparse.Namespace) -> int:
-    from dawn.checkpoint import PARTS
+    from dawn.config import LitePresetConfig
 
-    parts = {part: folder for part in PARTS if (folder := getattr(args, part)) is not None}
+    parts = {part: folder for part in LitePresetConfig.PARTS if (folder := getattr(args, part)) is not None}
     training_commands().pack(args.name, parts, args.output, shares=args.shares, shown_size_px=args.size)
     if not args.quiet:
         size_mb = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6

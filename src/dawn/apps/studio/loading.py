@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dawn.errors import DawnError
@@ -21,17 +22,16 @@ class Loader:
         self._model: Dawn | None = None
         self._error: BaseException | None = None
 
-    def start(self) -> None:
-        """Begin to load, in a thread of its own."""
-        threading.Thread(target=self._load, name="studio-loading", daemon=True).start()
+    def start(self, warm: Callable[[], object] = lambda: None) -> None:
+        """Begin to load, in a thread of its own; ``warm`` is called at its end, while nobody waits."""
+        threading.Thread(target=self._load, args=(warm,), name="studio-loading", daemon=True).start()
 
-    def _load(self) -> None:
+    def _load(self, warm: Callable[[], object]) -> None:
         try:
             from dawn.pipeline import Dawn
 
             self._model = Dawn.from_pretrained(self.preset, self.device)
-            # What the page calls first is imported while nobody waits.
-            import dawn.apps.studio.session  # noqa: F401
+            warm()
         except BaseException as error:  # shown by whoever waits for the model
             self._error = error
         self._ready.set()

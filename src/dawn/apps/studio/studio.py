@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def studio(settings: StudioSettings, say: Callable[[str], None] = lambda line: N
         with _sessions(settings, loader) as sessions, _our_gradio(sessions.root):
             blocks = _launch(settings, loader, sessions, users, port)
             try:
-                loader.start()
+                loader.start(lambda: import_module("dawn.apps.studio.session"))  # what the page calls first
                 say(f"dawn studio: {blocks.local_url} (Ctrl-C ends it)")
                 loader.get()
                 while True:

@@ -21,19 +21,19 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dawn.checkpoint import load_into, load_mean_face, read_config, read_weights, save_part
-from dawn.config import PaperLFGConfig, PaperPresetConfig, UNetConfig
+from dawn.checkpoint import load_into, load_mean_face, read_weights, save_part
+from dawn.config import UNetConfig
 from dawn.diffusion.gaussian import NoiseSchedule, cosine_schedule, dynamic_threshold
-from dawn.errors import CheckpointError, ConfigError, InputError
+from dawn.errors import ConfigError, InputError
 from dawn.face.geometry import POSE_SMOOTHING_FRAMES, SHAPE_SMOOTHING_FRAMES, smooth
 from dawn.models.paper.a2v import FLOW_CHANNELS, MOTION_CHANNELS, A2VUNet
 from dawn.models.paper.conditions import assemble_conditions, points_68, published_box, published_ear, published_pose
 from dawn.models.paper.face_mask import MaskEncoder, face_mask
-from dawn.models.paper.lfg import PaperLFG
 from dawn.research.training.data import Clip
 from dawn.research.training.loop import Recipe, TrainConfig
 from dawn.research.training.motion_data import MotionStore
 from dawn.research.training.paper.lfg import LUMA_CHROMA
+from dawn.research.training.paper.networks import MaskedUNet, load_generator
 
 LIP_POINTS = range(48, 67)
 """Of the 68: the published box leaves the last inner point out."""
@@ -213,45 +213,6 @@ def a2v_figures(
         figures["x0"] = error[:, :FLOW_CHANNELS].mean() + error[:, FLOW_CHANNELS:].mean()
         loss = loss + config.x0_weight * figures["x0"]
     return {"loss": loss, **figures}
-
-
-class MaskedUNet(nn.Module):
-    """The U-Net and the encoder of the face box: what one training pass runs through, and what an EMA is taken of."""
-
-    def __init__(self, unet: A2VUNet, mask: MaskEncoder) -> None:
-        super().__init__()
-        self.unet, self.mask = unet, mask
-
-    def forward(self, x: Tensor, time: Tensor, source: Tensor, face: Tensor, condition: Tensor) -> Tensor:
-        """Noise in x (B, 3, T, S, S). source (B, C, S, S) features; face (B, 1, R, R); condition (B, T, D + 8)."""
-        return self.unet(x, time, self.unet.prepare(source, self.mask(face), condition))
-
-
-def load_generator(path: Path, model: UNetConfig) -> PaperLFG:
-    """The frozen generator whose motion the network learns, in evaluation mode.
-
-    Its configuration is ``<name>.json`` beside the file, or the preset's ``config.json``. Raises CheckpointError if it cannot
-    be read, is no published generator, or makes other motion or features than the network takes.
-    """
-    own, preset = path.with_suffix(".json"), path.with_name("config.json")
-    try:
-        if not own.is_file() and preset.is_file():
-            config = read_config(preset, PaperPresetConfig).lfg
-        else:
-            config = read_config(own, PaperLFGConfig)
-        generator = PaperLFG(config)
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{path}: not a published generator ({error}); train one with the paper's LFG recipe"
-        ) from error
-    load_into(generator, read_weights(path), str(path))
-    made = (config.latent_size, min(config.max_width, 4 * config.width))
-    if made != (model.latent_size, model.source_size):
-        raise CheckpointError(
-            f"{path}: makes motion of side {made[0]} and {made[1]} source features, the network takes {model.latent_size} and"
-            f" {model.source_size}; set latent_size and source_size, or give another generator"
-        )
-    return generator.eval().requires_grad_(False)
 
 
 def make_networks(config: PaperA2VTrainConfig, model: UNetConfig) -> MaskedUNet:
