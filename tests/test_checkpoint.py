@@ -197,7 +197,7 @@ def test_sharing_with_nothing_is_refused(tiny_preset: Path, tmp_path: Path) -> N
         ConfigError, match=r"no folder for a2v, audio, motion, pbnet: give `a2v=DIR`, or `shares=PRESET`"
     ):
         pack("p", {"lfg": tmp_path / "run"}, tmp_path / "p")
-    with pytest.raises(ConfigError, match=r"--shares gone: .*is no other preset"):
+    with pytest.raises(ConfigError, match=r"`shares=gone`: .*is no other preset"):
         pack("p", {"lfg": tmp_path / "run"}, tmp_path / "p", shares="gone")
     assert not (tmp_path / "p").exists()
     with pytest.raises(ConfigError, match="shares"):

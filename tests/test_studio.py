@@ -507,7 +507,7 @@ def test_a_preset_keeps_its_own_guidance(
     untouched = [control.value for control in controls.values()]
     assert asked(*untouched) == {}
     own = tiny_model.config.sampler.model_copy(update={"guidance": 3.0, "steps": 2})
-    monkeypatch.setattr(tiny_model.bundle, "config", tiny_model.config.model_copy(update={"sampler": own}))
+    monkeypatch.setattr(tiny_model.engine, "config", tiny_model.config.model_copy(update={"sampler": own}))
     sound, face = speech(16), tiny_model.prepare(portrait_path)
     plain = tiny_model(face, sound, **asked(*untouched)).motion.expression
     assert (plain == tiny_model(face, sound, guidance=3.0, steps=2).motion.expression).all()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,8 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _tracker = FaceTracker()
+    # Closed while the interpreter still stands, or MediaPipe complains on stderr.
+    Finalize(None, _tracker.close, exitpriority=10)
 
 
 def _prepare_one(job: tuple[str, str, str, str, int]) -> PrepareReport:
