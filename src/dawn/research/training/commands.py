@@ -15,7 +15,16 @@ from pydantic import BaseModel
 from torch import nn
 
 from dawn.checkpoint import assemble, file_sha256, load_mean_face, load_part, read_config, save_part
-from dawn.config import A2VConfig, LFGConfig, LitePresetConfig, MotionSpaceConfig, PBNetConfig, SyncJudgeConfig, parse
+from dawn.config import (
+    A2VConfig,
+    LFGConfig,
+    LitePresetConfig,
+    MotionSpaceConfig,
+    OrganPainterConfig,
+    PBNetConfig,
+    SyncJudgeConfig,
+    parse,
+)
 from dawn.errors import CheckpointError, ConfigError, OutputError
 from dawn.face.geometry import subtract_pose
 from dawn.models.lite.bundle import LiteBundle
@@ -24,6 +33,7 @@ from dawn.research.training.data import ClipStore
 from dawn.research.training.lite.a2v import A2VRecipe, A2VTrainConfig
 from dawn.research.training.lite.detail import DetailRecipe, DetailTrainConfig
 from dawn.research.training.lite.lfg import LFGRecipe, LFGTrainConfig
+from dawn.research.training.lite.organs import OrganRecipe, OrganTrainConfig
 from dawn.research.training.lite.pbnet import PBNetRecipe, PBNetTrainConfig
 from dawn.research.training.loop import TrainConfig, train
 from dawn.research.training.motion_data import MotionStore, sequence_of
@@ -36,6 +46,7 @@ TRAINABLE: dict[str, tuple[type[TrainConfig], type[BaseModel]]] = {
     "lfg": (LFGTrainConfig, LFGConfig),
     "detail": (DetailTrainConfig, LFGConfig),
     "fine": (DetailTrainConfig, LFGConfig),
+    "organs": (OrganTrainConfig, OrganPainterConfig),
     "a2v": (A2VTrainConfig, A2VConfig),
     "pbnet": (PBNetTrainConfig, PBNetConfig),
     "sync": (SyncTrainConfig, SyncJudgeConfig),
@@ -45,6 +56,7 @@ PICTURE_RECIPES: dict[str, Any] = {
     "lfg": LFGRecipe,
     "detail": DetailRecipe,
     "fine": partial(DetailRecipe, stage="fine"),
+    "organs": OrganRecipe,
 }
 Report = Callable[[int, dict[str, float]], None]
 

@@ -110,7 +110,7 @@ class DetailRecipe(PairRecipe):
         adversarial = step >= config.adversarial_from
         for kind in ("mouth", "eye"):
             fake, real, known = self._windows(painter, kind, made, images[:, 1], landmarks[:, 1], seen)
-            weight = _weight(known[:, : 2 if kind == "mouth" else 1], config.opening_weight)
+            weight = weigh_contours(known[:, : 2 if kind == "mouth" else 1], config.opening_weight)
             pixel = weighted_l1_pyramid(fake, real, weight, 2)
             loss = loss + config.pixel_weight * pixel
             parts[f"{kind}_pixel"] = pixel.detach()
@@ -202,7 +202,7 @@ def _turned(organ: Organ, x: Tensor) -> Tensor:
     return x.flip(-1) if organ.mirrored else x
 
 
-def _weight(contours: Tensor, opening: float) -> Tensor:
+def weigh_contours(contours: Tensor, opening: float) -> Tensor:
     """Pixel weights (N, 1, h, w) from contours (N, G, h, w), the opening first: 1 elsewhere."""
     spread = F.avg_pool2d(F.max_pool2d(contours, 5, 1, 2), 3, 1, 1)
     weight = 1 + opening * spread[:, :1]
