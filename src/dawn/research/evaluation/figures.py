@@ -183,7 +183,8 @@ def _sync_score(index: int) -> Finish:
     def finish(total: Float64Array) -> float:
         from dawn.measures import sync
 
-        return float(sync.score_distances(sync.LagDistances(*np.split(total, 2)))[index])
+        sums, counts = np.split(total, 2)
+        return float(sync.score_distances(sync.LagDistances(sums, counts.astype(np.int64)))[index])
 
     return finish
 

@@ -181,10 +181,11 @@ class DetailRecipe(PairRecipe):
 
 
 def painter_of(network: LatentFlowGenerator, stage: str) -> DetailPainter | None:
-    """The painter of a stage, if the generator has it."""
+    """Find the painter of a stage that this recipe trains, if the generator has it."""
     if stage == "detail":
         return network.detail
-    return network.fine.painter if network.fine else None
+    painter = network.fine.painter if network.fine else None
+    return painter if isinstance(painter, DetailPainter) else None
 
 
 class Critics(nn.Module):

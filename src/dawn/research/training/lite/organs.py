@@ -212,7 +212,8 @@ class OrganRecipe(Recipe):
         patches = F.adaptive_avg_pool2d(weight, answers[-1].shape[-2:])
         adversary, matching = generator_hinge(answers[-1], patches), feature_matching(answers, truth)
         both = torch.cat((torch.cat((real, context), 1), torch.cat((fake.detach(), context), 1)))
-        hinge = discriminator_hinge(*critics(name, both)[-1].chunk(2), patches)
+        real_verdict, fake_verdict = critics(name, both)[-1].chunk(2)
+        hinge = discriminator_hinge(real_verdict, fake_verdict, patches)
         return self.config.adversarial_weight * adversary + self.config.matching_weight * matching, hinge
 
     def validate(self, network: nn.Module) -> dict[str, float]:
