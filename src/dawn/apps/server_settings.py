@@ -8,10 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from dawn import DEFAULT_PRESET
-from dawn.config import Strict
 from dawn.media.audio import MAX_SPEECH_S, MIN_SPEECH_S
 from dawn.media.image import MAX_IMAGE_PIXELS, MIN_SIDE_PX
 from dawn.options import DEVICE, PRESET, Control
+from dawn.structs import Strict
 
 Port = Annotated[int, Field(ge=0, le=65535, description="port to listen on, 0 for a free one")]
 Seconds = Annotated[

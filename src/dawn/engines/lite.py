@@ -124,7 +124,7 @@ class LiteEngine(Engine[Source]):
         """Take a bundle as loaded; it is changed for inference (folded) in place."""
         fold_for_inference(bundle.lfg)
         self.networks = bundle.to(device)
-        self.networks.lfg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks.lfg.to(memory_format=torch.channels_last)
         self.config, self.device = bundle.config, device
         self.motion_space = bundle.motion
         self.side_by_side = device.type == "cpu"

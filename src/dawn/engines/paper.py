@@ -45,7 +45,7 @@ class PaperEngine(Engine[PaperSource]):
         """bundle: as loaded; it is changed for inference in place. HuBERT is loaded when it is first needed."""
         fold_for_inference(bundle.lfg)
         self.networks = bundle.to(device)
-        self.networks.lfg.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks.lfg.to(memory_format=torch.channels_last)
         self.networks.unet.frames_per_chunk = UNET_FRAMES
         self.config, self.device = bundle.config, device
         self.hubert: HubertAudioEncoder | None = None

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from dawn.config import Strict
 from dawn.errors import OutputError
 from dawn.media.files import output_error, quote
+from dawn.structs import Strict
 
 try:
     import fcntl

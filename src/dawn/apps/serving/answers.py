@@ -9,8 +9,8 @@ from pydantic import Field
 from dawn.apps.serving.records import Job, JobOptions, State
 from dawn.apps.serving.service import Service, status_of
 from dawn.apps.surfaces import FORM
-from dawn.config import Strict
 from dawn.errors import DawnError
+from dawn.structs import Strict
 
 
 class ErrorLine(Strict):

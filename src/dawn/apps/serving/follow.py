@@ -70,7 +70,7 @@ class FollowResponse(Response):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                     if gone.done():
                         return
-                if film and job.state == "done":
+                if film and job.state == "done":  # type: ignore[comparison-overlap]  # it changes while we wait
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                     return
                 await asyncio.wait([gone], timeout=POLL_S)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from dawn.config import Strict
 from dawn.errors import ConfigError, OutputError
 from dawn.media.files import output_error, quote
 from dawn.options import VideoOptions
+from dawn.structs import Strict
 
 log = logging.getLogger(__name__)
 

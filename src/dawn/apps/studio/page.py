@@ -17,6 +17,7 @@ from dawn.apps.studio.loading import Loader
 from dawn.apps.studio.sessions import Sessions
 from dawn.apps.studio.settings import StudioSettings
 from dawn.errors import DawnError
+from dawn.structs import FPS
 
 POLL_S = 0.25
 """A preview four times a second."""
@@ -260,7 +261,8 @@ class Page:
             return shown
         shown |= self._motion(session) | {p.motion: gr.update(visible=True)}
         if new:
-            shown |= {p.start: 0, p.stop: round(result.frames / words.FPS, 2)}
+            times: dict[Any, Any] = {p.start: 0, p.stop: round(result.frames / FPS, 2)}
+            shown |= times
         return shown
 
     def _stage(self, session: Any, error: str | None = None) -> str:
@@ -310,7 +312,7 @@ class Page:
 
     def _whole(self, request: gr.Request) -> Shown:
         result = self._session(request).result
-        return {self.parts.start: 0, self.parts.stop: round(result.frames / words.FPS, 2) if result else 0}
+        return {self.parts.start: 0, self.parts.stop: round(result.frames / FPS, 2) if result else 0}
 
 
 def _dragged(event: gr.EventData) -> tuple[float, float]:

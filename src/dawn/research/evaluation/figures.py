@@ -18,9 +18,10 @@ from torch import Tensor
 
 from dawn.face import mesh as lm
 from dawn.face.geometry import eye_aspect_ratio, remove_pose
-from dawn.measures import identity, lips, motion, picture
+from dawn.measures import identity, lips, motion, picture, sync
 from dawn.measures.intervals import Finish, Float64Array, share
 from dawn.models.judges.sface import SFace
+from dawn.models.judges.sync import MIN_CLIP_FRAMES, LagDistances
 from dawn.research.evaluation.bench import EvalClip, Shown
 from dawn.research.evaluation.community.figures import clip_record, embed
 from dawn.research.evaluation.records import Measure, Record
@@ -170,10 +171,8 @@ def _place(shown: Shown, truth: Truth) -> Record:
 
 
 def _sync(shown: Shown, truth: Truth) -> Record:
-    from dawn.measures import sync
-
     samples = truth.clip.samples
-    if len(shown.frames) < sync.MIN_CLIP_FRAMES or not np.any(samples):
+    if len(shown.frames) < MIN_CLIP_FRAMES or not np.any(samples):
         return {}
     distances = sync.clip_distances(truth.tools.judge, shown.frames, shown.landmarks, samples)
     return {"sync": np.concatenate((distances.sums, distances.counts)).astype(np.float64)}
@@ -181,10 +180,8 @@ def _sync(shown: Shown, truth: Truth) -> Record:
 
 def _sync_score(index: int) -> Finish:
     def finish(total: Float64Array) -> float:
-        from dawn.measures import sync
-
         sums, counts = np.split(total, 2)
-        return float(sync.score_distances(sync.LagDistances(sums, counts.astype(np.int64)))[index])
+        return float(sync.score_distances(LagDistances(sums, counts.astype(np.int64)))[index])
 
     return finish
 

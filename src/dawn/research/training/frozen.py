@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ def load_generator(network: LatentFlowGenerator, path: Path, stage: str) -> Late
         frozen.detail = frozen.fine = None
     elif frozen.fine is not None:
         frozen.fine.painter = None
-    return fold_for_inference(frozen).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return fold_for_inference(frozen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
@@ -52,10 +54,10 @@ def render_frozen(frozen: LatentFlowGenerator, image: Tensor, landmarks: Tensor)
     return _joined(sources), _joined(made)
 
 
-def _joined(parts):  # type: ignore[no-untyped-def]
+def _joined(parts: Sequence[Any]) -> Any:
     """Named tuples of tensors and of such tuples, one a batch, as one."""
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(parts)
+        return torch.cat(list(parts))
     fields = [_joined(column) for column in zip(*parts, strict=True)]
     return type(first)(*fields) if hasattr(first, "_fields") else tuple(fields)

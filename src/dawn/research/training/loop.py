@@ -23,8 +23,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from dawn.config import Strict
 from dawn.errors import CheckpointError
+from dawn.structs import Strict
 
 log = logging.getLogger(__name__)
 

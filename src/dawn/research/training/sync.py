@@ -277,7 +277,7 @@ class SyncRecipe(Recipe):
         self, networks: dict[str, nn.Module], batch: SyncBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         network = networks["main"]
-        plain: SyncJudge = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
+        plain: SyncJudge = getattr(network, "module", network)  # type: ignore[arg-type]
         batch = batch.to(plain.sharpness.device)
         seen, heard = (x.float() for x in network(batch.mouths, batch.samples))
         seen = seen[:, SOUND_MARGIN_FRAMES:-SOUND_MARGIN_FRAMES]

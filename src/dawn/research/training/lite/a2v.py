@@ -158,7 +158,7 @@ class A2VRecipe(Recipe):
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         network = networks["main"]
         batch = batch.to(next(network.parameters()).device)
-        plain: A2VTransformer = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
+        plain: A2VTransformer = getattr(network, "module", network)  # type: ignore[arg-type]
         point, velocity = rectified_path(batch.expression, batch.noise, batch.time)
         conditions = Conditions(plain.embed_audio(batch.audio), batch.head, batch.source)
         out = network(point, batch.time, conditions, batch.drop, batch.valid)

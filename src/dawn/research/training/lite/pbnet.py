@@ -110,7 +110,7 @@ class PBNetRecipe(Recipe):
         self, networks: dict[str, nn.Module], batch: HeadBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
         config, network = self.config, networks["main"]
-        plain: PBNet = getattr(network, "module", network)  # type: ignore[arg-type, assignment]
+        plain: PBNet = getattr(network, "module", network)  # type: ignore[arg-type]
         batch = batch.to(next(network.parameters()).device)
         posterior = plain.encode(batch.motion, batch.first, batch.audio, batch.valid)
         latent = posterior.mean + (0.5 * posterior.log_variance).exp() * torch.randn_like(posterior.mean)
