@@ -141,7 +141,7 @@ class FullFrame:
         device: torch.device | None = None,
         rules: CompositeRules | None = None,
     ) -> None:
-        """photograph (H, W, 3) uint8, from which ``face`` was made. It is reduced to ``limit_px``, never enlarged.
+        """Take the photograph (H, W, 3) uint8 from which ``face`` was made. It is reduced to ``limit_px``, never enlarged.
 
         Raises ImageError as ``fit``.
         """
@@ -176,7 +176,10 @@ class FullFrame:
 
     @torch.inference_mode()
     def __call__(self, frame: Tensor, grid: Tensor) -> ImageArray:
-        """frame (3, S, S) in [0, 1] and the flow (h, w, 2) that made it from the crop → picture (height, width, 3) uint8."""
+        """Put a frame into the photograph: picture (height, width, 3) uint8.
+
+        frame: (3, S, S) in [0, 1]. grid: the flow (h, w, 2) that made it from the crop.
+        """
         size = self._crop.shape[-1]
         grid = resize(grid[None].permute(0, 3, 1, 2), size, size)
         still = identity_grid(size, size, grid).permute(2, 0, 1)

@@ -24,13 +24,20 @@ class SyncClip(Protocol):
     """What a judge is validated on; ``material.EvalClip`` is one."""
 
     @property
-    def person(self) -> str: ...
+    def person(self) -> str:
+        """Name who speaks."""
+
     @property
-    def frames(self) -> ImageArray: ...
+    def frames(self) -> ImageArray:
+        """Give the pictures (T, S, S, 3) uint8."""
+
     @property
-    def landmarks(self) -> FloatArray: ...
+    def landmarks(self) -> FloatArray:
+        """Give the landmarks of every frame in crop units."""
+
     @property
-    def samples(self) -> FloatArray: ...
+    def samples(self) -> FloatArray:
+        """Give the sound at 16 kHz."""
 
 
 def validate_judge(judge: SyncJudge, clips: Sequence[SyncClip]) -> dict[str, dict[str, Any]]:

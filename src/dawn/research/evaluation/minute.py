@@ -112,4 +112,5 @@ def compare(pairs: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def last_over_first(sums: Float64Array) -> float:
+    """Divide the summed last values by the first."""
     return share(sums[::-1])

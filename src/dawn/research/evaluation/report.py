@@ -57,7 +57,7 @@ LEGEND = {
 OWN_POSE_PARTS = tuple(part for part in PARTS if part != "place")
 
 
-def evaluate_preset(
+def evaluate_preset(  # noqa: PLR0913
     preset: str | Path,
     clips: Path,
     sface: Path | None = None,
@@ -125,8 +125,10 @@ def evaluate_folders(
     judge: Path | None = None,
     community: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure finished videos or prepared clips against true ones of the same names. Returns as ``evaluate_preset``, without
-    cost and long. limit: only the first so many pairs. Raises ConfigError, CheckpointError, InputError.
+    """Measure finished videos or prepared clips against true ones of the same names.
+
+    limit: only the first so many pairs. Returns as ``evaluate_preset``, without cost and long. Raises ConfigError,
+    CheckpointError, InputError.
     """
     start = time.perf_counter()
     if limit is not None and limit < 1:

@@ -159,8 +159,10 @@ def random_look(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _painted(x: Tensor) -> Tensor:
-    """Kuwahara's filter, which makes flat strokes with hard edges: the mean of that of four neighbouring windows (3 x 3)
-    that varies least. x: (N, 3, H, W)."""
+    """Paint flat strokes with hard edges by Kuwahara's filter. x: (N, 3, H, W).
+
+    It takes the mean of that of four neighbouring windows (3 x 3) that varies least.
+    """
     around = F.pad(x, (2, 2, 2, 2), mode="replicate")
     mean, square = F.avg_pool2d(around, 3, 1), F.avg_pool2d(around.square(), 3, 1)
     variance = (square - mean.square()).sum(1, keepdim=True)

@@ -37,8 +37,10 @@ _BATCH = 16
 
 @torch.inference_mode()
 def embed(networks: Community, frames: ImageArray) -> Record:
-    """What the picture networks make of one clip, (T, S, S, 3) uint8: "FID" (T, 2048), "FVD16" and "FVD32" (windows, 400);
-    those whose network is there."""
+    """Embed one clip, (T, S, S, 3) uint8, with those picture networks that are there.
+
+    Returns "FID" (T, 2048), "FVD16" and "FVD32" (windows, 400).
+    """
     out: Record = {}
     if networks.inception is not None:
         out["FID"] = _inception_features(networks.inception, frames)
@@ -128,6 +130,6 @@ def _distance(name: str, records: Sequence[Record]) -> float | None:
 
 
 def _span(counts: Sequence[int]) -> str:
-    """ "12", or "10 to 12" where columns differ; those without any are not counted."""
+    """Write "12", or "10 to 12" where columns differ; those without any are not counted."""
     some = [count for count in counts if count] or [0]
     return str(some[0]) if min(some) == max(some) else f"{min(some)} to {max(some)}"

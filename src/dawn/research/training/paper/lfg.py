@@ -74,6 +74,7 @@ class SFaceFeatures(nn.Module):
         self.network, self.layers = network, tuple(layers)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Give the inner maps of pictures (B, 3, H, W) in [0, 1]."""
         return self.network.features(image * 255, self.layers)
 
 
@@ -108,6 +109,7 @@ class PlaneChange(NamedTuple):
         return cls(matrix, weights, control)
 
     def to(self, device: torch.device) -> PlaneChange:
+        """Move all tensors to a device."""
         return PlaneChange(*(x.to(device) for x in self))
 
     def move(self, points: Tensor) -> Tensor:
@@ -217,6 +219,7 @@ class PaperLFGRecipe(Recipe):
         self.learning_rates = {"main": 1.0}
 
     def batch(self, generator: torch.Generator) -> PaperLFGBatch:
+        """Draw pairs of frames, and change the driving picture at random."""
         config = self.config
         images = frame_pairs(self.store, config.batch, self.model_config.image_size_px, config.colour_jitter, generator)
         change = PlaneChange.draw(len(images), config, generator)
@@ -225,6 +228,7 @@ class PaperLFGRecipe(Recipe):
     def losses(
         self, networks: dict[str, nn.Module], batch: PaperLFGBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute the perceptual and both equivariance losses of a batch."""
         config, device = self.config, next(networks["main"].parameters()).device
         if isinstance(self.features, nn.Module):
             self.features.to(device)
@@ -272,6 +276,7 @@ class PaperLFGRecipe(Recipe):
         return contact_sheet([chosen[:, 0], chosen[:, 1], frames, painted, occlusion.expand(-1, 3, -1, -1)])
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network."""
         save_part(folder, self.part, network, self.model_config)
 
 
