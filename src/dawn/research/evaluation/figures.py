@@ -88,7 +88,7 @@ class Truth:
         return remove_pose(torch.from_numpy(self.again.landmarks), self.tools.mean_face)
 
 
-def measured(shown: Shown, truth: Truth, parts: Sequence[str]) -> Record:
+def measure_clip(shown: Shown, truth: Truth, parts: Sequence[str]) -> Record:
     """The record of one clip in one column. parts: of ``PARTS``; those that the clip does not allow are left out."""
     out: Record = {"found": np.array([shown.found.mean(), 1.0])}
     if "likeness" in parts:

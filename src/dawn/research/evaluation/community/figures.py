@@ -24,7 +24,7 @@ from dawn.measures.intervals import Float64Array
 from dawn.research.evaluation.bench import EvalClip, Shown
 from dawn.research.evaluation.community.files import Community
 from dawn.research.evaluation.community.syncnet import MIN_FRAMES, lip_sync_error
-from dawn.research.evaluation.records import Columns, Measure, Record, Rows, cell, put
+from dawn.research.evaluation.records import Columns, Measure, Record, Rows, make_cell, put_cell
 from dawn.structs import ImageArray
 
 GROUP = "community"
@@ -95,7 +95,7 @@ def community_figures(networks: Community, columns: Columns) -> tuple[Rows, list
     notes = list(networks.notes)
     for name in DISTANCES:
         for column, records in columns.items():
-            put(rows, GROUP, name, column, _distance(name, records), better="lower")
+            put_cell(rows, GROUP, name, column, _distance(name, records), better="lower")
         if name in rows.get(GROUP, {}):
             what = "frames" if name == "FID" else f"windows of {FVD_FRAMES[name]} frames"
             seen = [sum(len(record[name]) for record in records if name in record) for records in columns.values()]
@@ -104,9 +104,11 @@ def community_figures(networks: Community, columns: Columns) -> tuple[Rows, list
             notes.append(f"no {name}: under 2 windows of {FVD_FRAMES[name]} frames")
     for measure in ERRORS:
         for column, records in columns.items():
-            found = cell(measure, records)
+            found = make_cell(measure, records)
             if found is not None:
-                put(rows, GROUP, measure.name, column, found["value"], found.get("interval"), better=measure.better)
+                put_cell(
+                    rows, GROUP, measure.name, column, found["value"], found.get("interval"), better=measure.better
+                )
     if networks.syncnet is not None:
         judged = [sum("LSE-C" in record for record in records) for records in columns.values()]
         notes.append(

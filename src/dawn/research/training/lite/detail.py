@@ -159,7 +159,7 @@ class DetailRecipe(PairRecipe):
             window = painter.place(organ, landmarks)
             context = torch.cat((painter.draw(organ, landmarks, window), source), 1)
             for out, value in ((fake, window.cut(made)), (real, window.cut(true)), (known, context)):
-                out.append(_turned(organ, value))
+                out.append(_turn(organ, value))
         return torch.cat(fake), torch.cat(real), torch.cat(known)
 
     def sheet(self, network: nn.Module) -> np.ndarray | None:
@@ -202,7 +202,7 @@ class Critics(nn.Module):
         return self.critics[kind](x)
 
 
-def _turned(organ: Organ, x: Tensor) -> Tensor:
+def _turn(organ: Organ, x: Tensor) -> Tensor:
     return x.flip(-1) if organ.mirrored else x
 
 

@@ -166,7 +166,7 @@ def frame_pairs(store: ClipStore, count: int, size: int, jitter: float, generato
     pairs = []
     for clip in store.draw(count, generator):
         first, second = sorted(torch.randint(len(clip), (2,), generator=generator).tolist())
-        pairs.append(_resized(clip.frames([first, second]), size))
+        pairs.append(_resize(clip.frames([first, second]), size))
     images = torch.stack(pairs)
     swap, mirror = (torch.rand(2, count, generator=generator) < 0.5)[..., None, None, None, None]
     images = torch.where(swap, images.flip(1), images)
@@ -174,7 +174,7 @@ def frame_pairs(store: ClipStore, count: int, size: int, jitter: float, generato
     return jitter_colour(images, jitter, generator)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
+def _resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
@@ -247,7 +247,7 @@ class PaperLFGRecipe(Recipe):
         if self.validation is not None and self._validation_pairs is None:
             size = self.model_config.image_size_px
             clips = self.validation.clips
-            self._validation_pairs = torch.stack([_resized(c.frames(list(widest_mouth_pair(c))), size) for c in clips])
+            self._validation_pairs = torch.stack([_resize(c.frames(list(widest_mouth_pair(c))), size) for c in clips])
         return self._validation_pairs
 
     def _render(self, network: nn.Module, pairs: Tensor) -> list[PaperResult]:

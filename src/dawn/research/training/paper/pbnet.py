@@ -210,11 +210,11 @@ class PublishedPBNetRecipe(Recipe):
         verdict = discriminator(made)
         discriminator.requires_grad_(True)
         weight = F.interpolate(valid.to(made.dtype)[:, None], verdict.shape[1])[:, 0]
-        adversary = _judged(verdict, 1.0, weight)
+        adversary = _judge(verdict, 1.0, weight)
         loss = loss + self.config.adversarial_weight * adversary
         parts["adversary"] = adversary.detach()
         real, fake = discriminator(true), discriminator(made.detach())
-        critic = 0.5 * (_judged(real, 1.0, weight) + _judged(fake, 0.0, weight))
+        critic = 0.5 * (_judge(real, 1.0, weight) + _judge(fake, 0.0, weight))
         return [("main", loss, parts), ("discriminator", critic, {"critic": critic.detach()})]
 
     @torch.no_grad()
@@ -245,7 +245,7 @@ class PublishedPBNetRecipe(Recipe):
         save_part(folder, self.part, network, self.model_config)
 
 
-def _judged(verdict: Tensor, wanted: float, weight: Tensor) -> Tensor:
+def _judge(verdict: Tensor, wanted: float, weight: Tensor) -> Tensor:
     """Mean binary cross-entropy of verdicts (B, P) against one answer, weighted (B, P)."""
     loss = F.binary_cross_entropy_with_logits(verdict, torch.full_like(verdict, wanted), reduction="none")
     return (loss * weight).sum() / weight.sum()
