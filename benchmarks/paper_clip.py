@@ -18,7 +18,7 @@ from dawn.config import PaperLFGConfig, PaperPresetConfig, UNetConfig
 from dawn.engines.paper import PaperEngine
 from dawn.models.paper.bundle import PaperBundle
 from dawn.options import GenerateOptions
-from dawn.research.evaluation.bench import face_of
+from dawn.research.evaluation.bench import make_face
 
 BATCH = 4
 
@@ -39,7 +39,7 @@ def main() -> None:
     engine = PaperEngine(PaperBundle(config).eval().requires_grad_(False), torch.device(args.device))
     mean = engine.mean_face()
     crop = torch.randint(256, (args.size, args.size, 3), dtype=torch.uint8).numpy()
-    face = face_of(crop, (0.5 * mean / mean[:, :2].abs().max()).numpy(), mean)
+    face = make_face(crop, (0.5 * mean / mean[:, :2].abs().max()).numpy(), mean)
     features = torch.randn(args.frames, 1024, device=args.device)
     before = peak_mb(args.device)
     start = time.perf_counter()

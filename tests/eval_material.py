@@ -10,7 +10,7 @@ from dawn.config import SyncJudgeConfig
 from dawn.models.judges.sface import SFace
 from dawn.models.judges.sync import SyncJudge
 from dawn.preprocess.clips import PreparedClip
-from dawn.research.evaluation.bench import EvalClip, clip_of
+from dawn.research.evaluation.bench import EvalClip, make_clip
 from dawn.research.evaluation.figures import Tools
 from dawn.structs import FloatArray, ImageArray, TrackedFace
 
@@ -37,7 +37,7 @@ def prepared(seed: int, frames: int = FRAMES, size: int = 64, sound: bool = True
 
 def clip(name: str, person: str, seed: int = 0) -> EvalClip:
     made = prepared(seed)
-    return clip_of(name, person, made.frames, made.landmarks, made.samples, 64, load_mean_face())
+    return make_clip(name, person, made.frames, made.landmarks, made.samples, 64, load_mean_face())
 
 
 class BrightnessTracker:

@@ -21,7 +21,7 @@ from dawn.models.blocks import identity_grid, warp
 from dawn.models.paper.bundle import PaperBundle
 from dawn.pipeline import Dawn
 from dawn.preprocess.crop import cut
-from dawn.rendering.composite import FullFrame, fit
+from dawn.rendering.composite import FullFrame, fit_photograph
 from dawn.rendering.draw import draw_frames
 from dawn.structs import Box, Face, ImageArray, Motion, Speech
 from media_files import decoded
@@ -180,10 +180,10 @@ def test_huge_photographs_are_reduced_and_small_ones_are_not_enlarged(portrait_f
     assert full.box.width == pytest.approx(350 * 1280 / 1501) == full.box.height
     assert full.box.x0 == pytest.approx(300 * 1280 / 1501)
     assert np.array_equal(full(crop_of(face), still()), full.photograph)
-    assert fit(image, face.box, 400)[0].shape == (132, 400, 3)
-    assert fit(image[:90, :70], square(0, 0, 60), 1280)[0].shape == (90, 70, 3)
+    assert fit_photograph(image, face.box, 400)[0].shape == (132, 400, 3)
+    assert fit_photograph(image[:90, :70], square(0, 0, 60), 1280)[0].shape == (90, 70, 3)
     with pytest.raises(ImageError, match=r"1501 x 15 px.*nearer to the face"):
-        fit(image[:15], square(0, 0, 60), 1280)
+        fit_photograph(image[:15], square(0, 0, 60), 1280)
 
 
 def test_same_input_same_picture(portrait_face: Face) -> None:

@@ -299,7 +299,7 @@ def test_limits_are_positive(limit: int, clips_folder: Path, tiny_preset: Path) 
 
 @pytest.mark.parametrize("people", ["aabb", "aaaaab", "abc", "aa", "aaabbbbbbcd"])
 def test_exchanged_sound(people: str) -> None:
-    other = spoken.exchanged(people)
+    other = spoken.exchange_sounds(people)
     assert sorted(other) == list(range(len(people)))
     assert all(i != j for i, j in enumerate(other))
     same = sum(people[i] == people[j] for i, j in enumerate(other))

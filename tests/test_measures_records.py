@@ -13,7 +13,7 @@ from dawn.face.geometry import remove_pose
 from dawn.measures import lips
 from dawn.research.evaluation import figures, report, spoken
 from dawn.research.evaluation import minute as long
-from dawn.research.evaluation.bench import Bench, EvalClip, Shown, scaled, track
+from dawn.research.evaluation.bench import Bench, EvalClip, Shown, scale_frames, track
 from dawn.research.evaluation.table import _cell, _number
 from dawn.structs import LANDMARK_COUNT, FloatArray, ImageArray, Motion, TrackedFace
 from eval_material import FRAMES, BrightnessTracker, clip, random_tools
@@ -45,7 +45,7 @@ def test_real_frames_measured_against_themselves(tools: figures.Tools) -> None:
     subject = clip("c", "a", seed=3)
     again = Shown(subject.frames, subject.landmarks, np.ones(FRAMES, bool))
     truth = figures.Truth(subject, again, float(np.median(lips.lip_distance(subject.landmarks))), tools)
-    record = figures.measured(again, truth, figures.PARTS)
+    record = figures.measure_clip(again, truth, figures.PARTS)
     value = {m.name: m.finish(record[m.key]) for m in figures.MEASURES if m.key in record}
     for name in (
         "SSIM",
@@ -76,7 +76,7 @@ def test_each_figure_sees_its_own_damage(tools: figures.Tools) -> None:
     trembling = (subject.landmarks + rng.normal(0, 0.02, subject.landmarks.shape)).astype(np.float32)
 
     def value(name: str, frames: ImageArray, landmarks: FloatArray) -> float:
-        record = figures.measured(Shown(frames, landmarks, np.ones(FRAMES, bool)), truth, figures.PARTS)
+        record = figures.measure_clip(Shown(frames, landmarks, np.ones(FRAMES, bool)), truth, figures.PARTS)
         (measure,) = (m for m in figures.MEASURES if m.name == name)
         return measure.finish(record[measure.key])
 
@@ -132,9 +132,9 @@ def test_long_comparison_tells_a_decline_from_chance() -> None:
 
 def test_scaled() -> None:
     frames = np.full((2, 40, 40, 3), 7, np.uint8)
-    assert scaled(frames, 20).shape == (2, 20, 20, 3)
-    assert scaled(frames, 40) is frames
-    assert (scaled(frames, 80) == 7).all()
+    assert scale_frames(frames, 20).shape == (2, 20, 20, 3)
+    assert scale_frames(frames, 40) is frames
+    assert (scale_frames(frames, 80) == 7).all()
 
 
 class Blinking:

@@ -277,13 +277,13 @@ def test_looks_change_a_share_of_the_pairs_and_both_frames_alike() -> None:
 
 
 def test_paintings_are_flat_between_hard_edges() -> None:
-    from dawn.research.training.data import _painted
+    from dawn.research.training.data import _paint_flat
 
     step = torch.zeros(1, 3, 12, 12)
     step[..., 6:] = 1
-    torch.testing.assert_close(_painted(step), step)
+    torch.testing.assert_close(_paint_flat(step), step)
     noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert _painted(noise).var() < 0.5 * noise.var()
+    assert _paint_flat(noise).var() < 0.5 * noise.var()
 
 
 def test_pairs_for_the_painter_shut_lips_and_open_them() -> None:

@@ -100,6 +100,7 @@ class MotionSpaceConfig(Strict):
 
     @property
     def size(self) -> int:
+        """Count all coefficients."""
         return self.lower + self.upper
 
 
@@ -139,10 +140,12 @@ class AudioConfig(Strict):
 
     @property
     def window_frames(self) -> int:
+        """Give the length of a window in video frames."""
         return round(self.window_s * FPS)
 
     @property
     def overlap_frames(self) -> int:
+        """Give the overlap of two windows in video frames."""
         return round(self.overlap_s * FPS)
 
 

@@ -78,8 +78,10 @@ class OutputError(DawnError):
 
 
 def missing_extra(package: str, extra: str) -> ConfigError:
-    """What to raise where a package of an extra is not installed. The distribution `dawn` of PyPI is another project, so the
-    remedy is an install from the checkout."""
+    """Make the error for a package of an extra that is not installed.
+
+    The distribution `dawn` of PyPI is another project, so the remedy is an install from the checkout.
+    """
     return ConfigError(
         f"the {package} package is missing: say pip install -e '.[{extra}]' in the folder of this repository"
     )

@@ -16,6 +16,8 @@ class Guard:
         self._app, self._refuse, self._headers = app, refuse, headers
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request with its refusal if there is one, else hand it on; every answer gets the headers."""
+
         async def marked(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), *self._headers]}

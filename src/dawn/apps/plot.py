@@ -56,7 +56,7 @@ def plot(source: FilePath, out: FilePath, preset: str | None = None, progress: P
 
 
 def _figure_class() -> Any:
-    """matplotlib's ``Figure``. Raises ConfigError where matplotlib is missing."""
+    """Import the ``Figure`` of matplotlib. Raises ConfigError where matplotlib is missing."""
     try:
         from matplotlib import figure
     except ModuleNotFoundError as error:

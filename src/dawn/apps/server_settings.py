@@ -43,6 +43,7 @@ class ServerSettings(Strict):
 
     @property
     def max_upload_bytes(self) -> int:
+        """Give the limit of an upload in bytes."""
         return round(self.max_upload_mb * 1e6)
 
 

@@ -148,7 +148,7 @@ def ddim_times(steps: int, total: int = 1000) -> list[tuple[int, int]]:
     return list(pairwise(times))
 
 
-def ddim(
+def ddim(  # noqa: PLR0913
     epsilon: Epsilon,
     start: Float[Tensor, " B *rest"],
     schedule: NoiseSchedule,

@@ -85,8 +85,10 @@ def scale_head(motion: Motion, region: Region, factor: float) -> Motion:
 
 
 def scale_expression(motion: Motion, region: Region, factor: float) -> Motion:
-    """Facial motion (lips, brows, lids) in the region, ``factor`` times as strong: 0 to 2. 0 is the portrait's own face.
-    Raises as ``scale_head``."""
+    """Make facial motion (lips, brows, lids) in the region ``factor`` times as strong: 0 to 2.
+
+    0 is the portrait's own face. Raises as ``scale_head``.
+    """
     part = region.frames(len(motion))
     _lite(motion)
     _in_range("expression", factor, MAX_EXPRESSION)
@@ -95,8 +97,9 @@ def scale_expression(motion: Motion, region: Region, factor: float) -> Motion:
 
 
 def add_blink(motion: Motion, at_s: float, face: Face, space: MotionSpace | None = None) -> Motion:
-    """Both eyes blink, shut at ``at_s`` seconds: as deep as full generated blinks, 0.28 s long. Eyes that are shut already
-    stay so.
+    """Let both eyes blink, shut at ``at_s`` seconds.
+
+    The blink is as deep as full generated blinks and 0.28 s long. Eyes that are shut already stay so.
 
     face: the portrait, for how far its eyes are open. space: what the coefficients mean (``Video.space``); None: that of the
     preset which the motion names. Raises ConfigError for a moment outside or where the space is not known, MotionError for
@@ -176,8 +179,11 @@ def changed_frames(before: Motion, after: Motion) -> BoolArray:
 
 
 def lids(space: MotionSpace) -> tuple[Array, Array]:
-    """How coefficients move the lids: (K, 2) from coefficients to the gaps of the left and the right eye, and (2, K) the
-    likeliest coefficients that open one eye by one unit. Upper face only; gaps are in eye distances."""
+    """Fit how coefficients move the lids, and back.
+
+    Returns (K, 2) from coefficients to the gaps of the left and the right eye, and (2, K) the likeliest coefficients
+    that open one eye by one unit. Upper face only; gaps are in eye distances.
+    """
     basis, scale = space.basis.cpu().numpy().astype(np.float64), space.scale.cpu().numpy().astype(np.float64)
     rows = [np.mean([basis[:, 3 * low + 1] - basis[:, 3 * up + 1] for up, low in pairs], 0) for pairs in _LID_PAIRS]
     gap = np.stack(rows, 1) * scale[:, None]
@@ -189,8 +195,10 @@ def lids(space: MotionSpace) -> tuple[Array, Array]:
 
 
 def blinks(gap: Array, open_gap: float) -> NDArray[np.int_]:
-    """[start, stop) of every blink in the course of a gap (T,), (N, 2): deep falls that are over within 0.6 s, or within half
-    of that where the motion begins or ends with them."""
+    """Find every blink in the course of a gap (T,): (N, 2) frames [start, stop).
+
+    Blinks are deep falls that are over within 0.6 s, or within half of that where the motion begins or ends with them.
+    """
     near = np.lib.stride_tricks.sliding_window_view
     half = BLINK_WINDOW_FRAMES // 2
     highest = near(np.pad(gap, half, mode="edge"), BLINK_WINDOW_FRAMES).max(1)

@@ -74,6 +74,7 @@ class Take:
 
     @property
     def motion(self) -> Motion:
+        """Give the motion as it stands after all edits."""
         return self.video.motion
 
     @property
@@ -83,6 +84,7 @@ class Take:
 
     @property
     def can_undo(self) -> bool:
+        """Tell whether there is an edit to undo."""
         return bool(self._history)
 
     def draw(self) -> Iterator[tuple[int, ImageArray]]:

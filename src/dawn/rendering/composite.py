@@ -37,7 +37,7 @@ REFERENCE_SIZE_PX = 128
 """Side at which frame and crop are compared."""
 
 
-def fit(image: ImageArray, box: Box, limit_px: int) -> tuple[ImageArray, Box]:
+def fit_photograph(image: ImageArray, box: Box, limit_px: int) -> tuple[ImageArray, Box]:
     """A photograph (H, W, 3) and a square in it → both so small that no side is over ``limit_px``, sides even (for H.264).
 
     A photograph that is small enough keeps its pixels; an odd last row or column is left out. Raises ImageError if the
@@ -57,7 +57,7 @@ def fit(image: ImageArray, box: Box, limit_px: int) -> tuple[ImageArray, Box]:
     return np.asarray(small, dtype=np.uint8), Box(box.x0 * scale, box.y0 * scale, box.x1 * scale, box.y1 * scale)
 
 
-def resampling(positions: Tensor, count: int, scale: float) -> Tensor:
+def resample_weights(positions: Tensor, count: int, scale: float) -> Tensor:
     """Weights (len(positions), count) that read a row of ``count`` pixels at given positions (pixel i lies at i).
 
     scale: pixels of the row per pixel that is made; the cubic (Catmull-Rom) is widened where it reduces. Borders repeat.
@@ -74,14 +74,14 @@ def resampling(positions: Tensor, count: int, scale: float) -> Tensor:
     return out.scatter_add_(1, near.clamp(0, count - 1), weight)
 
 
-def blurring(count: int, sigma: float, device: torch.device) -> Tensor:
+def blur_weights(count: int, sigma: float, device: torch.device) -> Tensor:
     """Gaussian weights (count, count) along a row; what lies outside is left out."""
     place = torch.arange(count, device=device)
     weight = torch.exp(-0.5 * ((place[:, None] - place) / sigma).square())
     return weight / weight.sum(1, keepdim=True)
 
 
-def strictness(landmarks: Tensor, size: int, rules: CompositeRules) -> Tensor:
+def map_strictness(landmarks: Tensor, size: int, rules: CompositeRules) -> Tensor:
     """Map how strictly frames are judged, (1, 1, size, size): more on mouth and eyes of landmarks (478, 2 or 3)."""
     cell = size / REFERENCE_SIZE_PX * rules.organ_softness_px
     place = (torch.arange(size, device=landmarks.device) + 0.5)[None] / cell
@@ -97,7 +97,7 @@ def strictness(landmarks: Tensor, size: int, rules: CompositeRules) -> Tensor:
     return out
 
 
-def head_mask(landmarks: Tensor, x: Tensor, y: Tensor, rules: CompositeRules) -> Tensor:
+def draw_head_mask(landmarks: Tensor, x: Tensor, y: Tensor, rules: CompositeRules) -> Tensor:
     """1 on face, hair and, below, neck, falling to 0 around them: (len(y), len(x)).
 
     landmarks (478, 2 or 3) and places x, y in crop units.
@@ -116,7 +116,7 @@ def head_mask(landmarks: Tensor, x: Tensor, y: Tensor, rules: CompositeRules) ->
     return smoothstep(1 - ((along.square() + aside.square()).sqrt() - 1) / rules.head_fade)
 
 
-def border_fade(place: Tensor, start: float, side: float, limit: int, rules: CompositeRules) -> Tensor:
+def fade_border(place: Tensor, start: float, side: float, limit: int, rules: CompositeRules) -> Tensor:
     """0 at both ends of the crop, 1 in between, for places along it in crop units.
 
     An end on the photograph's own edge, or outside, has nothing beyond to be joined to, and a head that is cut off there must
@@ -141,30 +141,30 @@ class FullFrame:
         device: torch.device | None = None,
         rules: CompositeRules | None = None,
     ) -> None:
-        """photograph (H, W, 3) uint8, from which ``face`` was made. It is reduced to ``limit_px``, never enlarged.
+        """Take the photograph (H, W, 3) uint8 from which ``face`` was made. It is reduced to ``limit_px``, never enlarged.
 
-        Raises ImageError as ``fit``.
+        Raises ImageError as ``fit_photograph``.
         """
         device, self._rules = device or torch.device("cpu"), rules or CompositeRules()
         rules = self._rules
-        self.photograph, self.box = fit(photograph, face.box, limit_px)
+        self.photograph, self.box = fit_photograph(photograph, face.box, limit_px)
         self.original, self.reduced = f"{photograph.shape[1]} x {photograph.shape[0]} px", self.box != face.box
         self.height: int = self.photograph.shape[0]
         self.width: int = self.photograph.shape[1]
         size = face.crop.shape[0]
         landmarks = torch.from_numpy(face.landmarks).to(device)
-        self._crop = torch.cat((image_tensor(face.crop, device), strictness(landmarks, size, rules)), 1)
+        self._crop = torch.cat((image_tensor(face.crop, device), map_strictness(landmarks, size, rules)), 1)
         rows, columns = self._span(self.box.y0, self.height), self._span(self.box.x0, self.width)
         self.region = (slice(*rows), slice(*columns))
         y, x = (self._crop_units(span, start, device) for span, start in ((rows, self.box.y0), (columns, self.box.x0)))
-        mask = head_mask(landmarks, x, y, rules) * border_fade(x, self.box.x0, self.box.width, self.width, rules)
-        mask = mask * border_fade(y, self.box.y0, self.box.height, self.height, rules)[:, None]
+        mask = draw_head_mask(landmarks, x, y, rules) * fade_border(x, self.box.x0, self.box.width, self.width, rules)
+        mask = mask * fade_border(y, self.box.y0, self.box.height, self.height, rules)[:, None]
         self._mask = smoothstep(mask / rules.whole)
         self._touched = (mask > 0)[..., None].cpu().numpy()
         scale = size / self.box.width
-        self._rows, self._columns = (resampling((c + 1) * (size / 2) - 0.5, size, scale) for c in (y, x))
-        self._near = blurring(REFERENCE_SIZE_PX, rules.near_px, device)
-        self._colour = blurring(rules.colour_cells, rules.colour_reach_cells, device)
+        self._rows, self._columns = (resample_weights((c + 1) * (size / 2) - 0.5, size, scale) for c in (y, x))
+        self._near = blur_weights(REFERENCE_SIZE_PX, rules.near_px, device)
+        self._colour = blur_weights(rules.colour_cells, rules.colour_reach_cells, device)
         self._take_surroundings(device)
 
     @property
@@ -176,7 +176,10 @@ class FullFrame:
 
     @torch.inference_mode()
     def __call__(self, frame: Tensor, grid: Tensor) -> ImageArray:
-        """frame (3, S, S) in [0, 1] and the flow (h, w, 2) that made it from the crop → picture (height, width, 3) uint8."""
+        """Put a frame into the photograph: picture (height, width, 3) uint8.
+
+        frame: (3, S, S) in [0, 1]. grid: the flow (h, w, 2) that made it from the crop.
+        """
         size = self._crop.shape[-1]
         grid = resize(grid[None].permute(0, 3, 1, 2), size, size)
         still = identity_grid(size, size, grid).permute(2, 0, 1)

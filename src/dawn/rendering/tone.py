@@ -12,8 +12,10 @@ DEFAULTS = ToneRules()
 
 
 def fit_tone(crop: ImageArray, rules: ToneRules = DEFAULTS) -> Tensor | None:
-    """Each channel of a monochrome picture (H, W, 3) uint8 as a quadratic of its luma: (3 powers, 3 channels). None for
-    a picture with colours."""
+    """Fit each channel of a monochrome picture (H, W, 3) uint8 as a quadratic of its luma.
+
+    Returns (3 powers, 3 channels), or None for a picture with colours.
+    """
     if not rules.keep:
         return None
     pixels = torch.from_numpy(crop.copy()).reshape(-1, 3).double() / 255

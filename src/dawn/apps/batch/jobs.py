@@ -170,8 +170,11 @@ def _checksum(folder: Path) -> str:
 
 
 def digest(job: Job) -> str:
-    """Another for another row, input file (size, time of change; also one that is missing) or preset, not for another
-    place of the whole folder."""
+    """Compute the checksum of all that a job depends on.
+
+    It changes with the row, the preset, and size or time of an input file (also one that is missing). It stays if the
+    whole folder moves.
+    """
     turned = job.row.model_dump(mode="json", exclude_defaults=True, exclude={"output", "preset"})
     facts: list[Any] = [turned, job.preset_sha256]
     for path in job.files:

@@ -44,18 +44,23 @@ class Parser(argparse.ArgumentParser):
         self._fill = fill
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Add the arguments on first use, then parse as argparse does."""
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """End with status 2 and the message in one line."""
         self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    """The flag of a declaration. Its default is None, or False for what is switched on: the default lives in the
-    declaration, so that nothing overrides what it leaves open."""
+    """Add the flag of a declaration.
+
+    Its default is None, or False for what is switched on: the default lives in the declaration, so that nothing
+    overrides what it leaves open.
+    """
     if option.truth:
         parser.add_argument(option.flag, action="store_true", help=option.words)
         return
@@ -83,6 +88,7 @@ def given(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def add_rendering(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that makes a video takes: output, size, preset, networks, report."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="video to write (.mp4)")
     add_video_options(parser, "size", "frame", "face")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help=f"{PRESET} (%(default)s)")
@@ -99,6 +105,7 @@ def _add_networks(parser: argparse.ArgumentParser, device: str) -> None:
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn generate``."""
     parser.add_argument("portrait", type=Path, help=PORTRAIT)
     parser.add_argument("speech", type=Path, help=SPEECH)
     add_rendering(parser)
@@ -116,12 +123,14 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def add_drive(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn drive``."""
     parser.add_argument("portrait", type=Path, help=PORTRAIT)
     parser.add_argument("video", type=Path, help="video whose face moves the portrait; its sound is kept")
     add_rendering(parser)
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn batch``."""
     parser.add_argument(
         "jobs",
         type=Path,
@@ -145,6 +154,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn prepare``."""
     parser.add_argument("videos", type=Path, help="folder with videos, or one video")
     parser.add_argument("out", type=Path, help="folder for the clips")
     parser.add_argument("--size", type=int, default=DEFAULT_CLIP_SIZE_PX, help="side of the crops in px (%(default)s)")
@@ -153,6 +163,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn train``."""
     parts = tuple(training_commands().TRAINABLE)
     parser.add_argument("part", choices=parts, metavar="PART", help=", ".join(parts))
     parser.add_argument("--data", type=Path, required=True, help="prepared clips")
@@ -170,6 +181,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn pack``, with one option for each part of a lite preset."""
     from dawn.config import LitePresetConfig
 
     parser.add_argument("name", help="name of the preset")
@@ -185,6 +197,7 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn convert``."""
     parser.add_argument("folder", type=Path, help="folder with the authors' published files, at any depth")
     parser.add_argument("--size", type=int, choices=(128, 256), help="which model, where both are there")
     parser.add_argument("--name", help="name of the preset (paper-128 or paper-256)")
@@ -192,6 +205,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn check``."""
     parser.add_argument("portrait", type=Path, help=PORTRAIT)
     parser.add_argument("speech", type=Path, nargs="?", help=SPEECH)
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="whose size of picture counts (%(default)s)")
@@ -203,6 +217,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def add_plot(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn plot``."""
     parser.add_argument("source", type=Path, help="video, or motion file (.json)")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="F.png", help="picture to write (the source's name and .png)"
@@ -211,6 +226,7 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
 
 
 def add_studio(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn studio``, as ``StudioSettings`` declares them."""
     from dawn.apps.studio.settings import StudioSettings
 
     for option in options_of(StudioSettings):
@@ -218,6 +234,7 @@ def add_studio(parser: argparse.ArgumentParser) -> None:
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn serve``, as ``ServeSettings`` declares them."""
     from dawn.apps.serving.settings import ServeSettings
 
     for option in options_of(ServeSettings):
@@ -225,6 +242,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dawn evaluate``."""
     parser.add_argument("clips", type=Path, nargs="?", help="prepared clips of people who were not trained on")
     parser.add_argument("--clips", type=Path, dest="clips_too", metavar="DIR", help="the same")
     parser.add_argument("--preset", help=f"{PRESET} ({DEFAULT_PRESET})")

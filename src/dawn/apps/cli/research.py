@@ -12,6 +12,7 @@ from dawn.errors import ConfigError, InputError
 
 
 def prepare(args: argparse.Namespace) -> int:
+    """Run ``dawn prepare``: cut videos into clips, and say which were dropped and why."""
     if not 64 <= args.size <= 1024 or args.workers < 1:
         raise ConfigError(f"--size {args.size} --workers {args.workers}: give 64 to 1024 px and at least one worker")
     from dawn.preprocess import clips
@@ -34,6 +35,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
+    """Run ``dawn train``: train one part, and show its figures as it goes."""
     overrides = {}
     for pair in args.set:
         key, equals, value = pair.partition("=")
@@ -53,6 +55,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def pack(args: argparse.Namespace) -> int:
+    """Run ``dawn pack``: make a preset of trained parts."""
     from dawn.config import LitePresetConfig
 
     parts = {part: folder for part in LitePresetConfig.PARTS if (folder := getattr(args, part)) is not None}
@@ -64,6 +67,7 @@ def pack(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
+    """Run ``dawn convert``: make a preset of the authors' published files."""
     from dawn.research.convert import official
 
     config = official.convert(args.folder, args.output, args.size, args.name)
@@ -74,6 +78,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    """Run ``dawn evaluate``: measure presets or finished videos, and print the report."""
     clips = [path for path in (args.clips, args.clips_too) if path]
     if args.generated and (clips or args.preset or args.also or args.takes != 1 or args.size):
         what = "clips, --preset, --also, --size and --takes"

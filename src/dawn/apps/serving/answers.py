@@ -14,12 +14,16 @@ from dawn.structs import Strict
 
 
 class ErrorLine(Strict):
+    """What went wrong: ``type`` names the kind of error."""
+
     type: str
     message: str
     """One line: what is wrong, and what to do."""
 
 
 class ErrorAnswer(Strict):
+    """The body of every answer that is not a success."""
+
     error: ErrorLine
 
 
@@ -41,6 +45,7 @@ def error_answer(error: DawnError) -> tuple[int, dict[str, Any], dict[str, str]]
 
 
 def error_body(kind: str, message: str) -> dict[str, Any]:
+    """Make the body of an answer that reports an error, as ``ErrorAnswer`` declares it."""
     return {"error": {"type": kind, "message": message}}
 
 
@@ -57,6 +62,8 @@ class Timings(Strict):
 
 
 class Links(Strict):
+    """Where a job and what it makes are found."""
+
     self: str
     result: str
     stream: str
@@ -64,6 +71,8 @@ class Links(Strict):
 
 
 class JobAnswer(Strict):
+    """How far a job is."""
+
     id: str
     state: State
     stage: str | None = Field(
@@ -83,10 +92,14 @@ class JobAnswer(Strict):
 
 
 class JobList(Strict):
+    """All jobs that the service keeps."""
+
     jobs: list[JobAnswer]
 
 
 class Health(Strict):
+    """What the service runs, and how many jobs wait."""
+
     status: str
     version: str
     preset: str
@@ -96,6 +109,7 @@ class Health(Strict):
 
 
 def job_answer(service: Service, job: Job) -> JobAnswer:
+    """Describe a job as it stands now, with its place in the queue if it waits."""
     live = service.live
     if live is not None and (live.job.id != job.id or job.state != "running"):
         live = None

@@ -33,6 +33,7 @@ class FollowResponse(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the film as it grows; cancel the job if its owner goes away and nobody else reads."""
         service, number = self._service, self._number
         service.readers[number] = service.readers.get(number, 0) + 1
         gone = asyncio.ensure_future(_gone(receive))

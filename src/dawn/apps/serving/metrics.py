@@ -53,6 +53,7 @@ class Metrics:
                 histogram.observe(max(0.0, moment - job.received))
 
     def text(self) -> bytes:
+        """Write all counters in the text format of Prometheus."""
         return generate_latest(self._registry)
 
 

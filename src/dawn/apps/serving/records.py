@@ -114,16 +114,20 @@ class Store:
         return jobs
 
     def close(self) -> None:
+        """Close the table of jobs."""
         with self._lock:
             self._table.close()
 
     def get(self, number: str) -> Job | None:
+        """Find a job by its number; None if there is none."""
         return self._jobs.get(number)
 
     def all(self) -> list[Job]:
+        """List all jobs."""
         return list(self._jobs.values())
 
     def queued(self) -> list[Job]:
+        """List the jobs that wait."""
         return [job for job in self.all() if job.state == "queued"]
 
     def add(self, job: Job) -> None:
@@ -150,6 +154,7 @@ class Store:
             return job
 
     def remove(self, number: str) -> None:
+        """Forget a job, also on disk; nothing happens if it is unknown."""
         with self._lock:
             if self._jobs.pop(number, None) is not None:
                 self._unsaved.add(number)

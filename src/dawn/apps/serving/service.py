@@ -69,9 +69,11 @@ class GrowingFile(io.RawIOBase):
         self._file, self._live = path.open("wb", buffering=0), live
 
     def writable(self) -> bool:
+        """Say that it can be written to, as ``io`` asks."""
         return True
 
     def write(self, data: Any) -> int:
+        """Write all of the data and note when the first byte and the first fragment came; returns the bytes written."""
         view = memoryview(data).cast("B")
         fragment = bytes(view[4:8]) == b"moof"
         sent = 0
@@ -84,6 +86,7 @@ class GrowingFile(io.RawIOBase):
         return sent
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
         super().close()
 
@@ -131,6 +134,7 @@ class Service:
 
     @property
     def works(self) -> bool:
+        """Tell whether the worker runs and is not about to stop."""
         return self._thread.is_alive() and not self.stopping
 
     def _recover(self) -> None:
@@ -179,6 +183,7 @@ class Service:
     # ----------------------------------------------------------------------------------------------------- queue
 
     def folder(self, number: str) -> Path:
+        """Give the folder of a job."""
         return self.settings.folder / "jobs" / number
 
     def reserve(self) -> int:

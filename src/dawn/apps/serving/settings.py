@@ -36,6 +36,7 @@ class ServeSettings(ServerSettings):
 
     @property
     def folder(self) -> Path:
+        """Give the folder of the jobs: ``data``, or else this user's state folder."""
         return (self.data or state_folder()).absolute()
 
 

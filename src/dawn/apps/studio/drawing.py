@@ -20,8 +20,11 @@ OTHER_SHADE = 0.45
 
 
 def marked(image: ImageArray, faces: Sequence[TrackedFace], chosen: TrackedFace | None) -> Image.Image:
-    """The photograph (H, W, 3), made smaller if large: every face in a box, numbered from the left if there are several, and
-    the chosen one's square bright in a darkened picture."""
+    """Draw the faces into the photograph (H, W, 3), made smaller if large.
+
+    Every face has a box, numbered from the left if there are several. The chosen one's square is bright in a darkened
+    picture.
+    """
     height, width = image.shape[:2]
     picture = Image.fromarray(image)
     picture.thumbnail((SHOWN_PX, SHOWN_PX), Image.Resampling.LANCZOS, reducing_gap=2.0)

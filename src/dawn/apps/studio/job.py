@@ -74,6 +74,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
+        """Tell whether the job is over, however it ended."""
         return self._ended.is_set()
 
     def wait(self, seconds: float | None = None) -> bool:

@@ -64,6 +64,7 @@ def asset(name: str) -> Path:
 
 
 def text_of(name: str) -> str:
+    """Read a text file that comes with this room."""
     return asset(name).read_text(encoding="utf-8")
 
 

@@ -95,6 +95,7 @@ class Session:
 
     @property
     def busy(self) -> bool:
+        """Tell whether a job is under way."""
         return self.job is not None and not self.job.ended
 
     def close(self) -> None:
@@ -120,14 +121,17 @@ class Session:
     # ------------------------------------------------------------------------------------------------------ input
 
     def take_portrait(self, upload: Path) -> Portrait:
-        """Look at a photograph: find the faces, draw them, judge the largest. A file that cannot be used has a finding
-        of level "error"."""
+        """Look at a photograph: find the faces, draw them, judge the largest.
+
+        A file that cannot be used has a finding of level "error".
+        """
         path = self._own(upload)
         self.portrait = None
         self._tidy(path)
         return self._look(path)
 
     def drop_portrait(self) -> None:
+        """Forget the portrait, and delete files that nothing needs any more."""
         self.portrait = None
         self._tidy()
 
@@ -171,6 +175,7 @@ class Session:
         return self.recording
 
     def drop_speech(self) -> None:
+        """Forget the speech, and delete files that nothing needs any more."""
         self.recording = None
         self._tidy()
 
@@ -187,8 +192,10 @@ class Session:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _own(self, upload: Path) -> Path:
-        """The file in a new folder of this session. An upload is moved there, so that no second copy stays; others, such as
-        the examples, are copied."""
+        """Give the file a place in a new folder of this session.
+
+        An upload is moved there, so that no second copy stays; others, such as the examples, are copied.
+        """
         folder = self._new_folder("input")
         target = folder / upload.name
         try:
@@ -209,8 +216,11 @@ class Session:
     # -------------------------------------------------------------------------------------------------- long work
 
     def generate(self, **options: Any) -> Job:
-        """Make a video of the portrait and the speech. options: as ``Dawn.__call__`` takes them; what is not given is left to
-        the preset. The last video stays until the new one is finished."""
+        """Make a video of the portrait and the speech.
+
+        options: as ``Dawn.__call__`` takes them; what is not given is left to the preset. The last video stays until the
+        new one is finished.
+        """
         portrait, recording = self.portrait, self.recording
         if portrait is None:
             raise InputError("there is no portrait yet: choose a photograph with a face")
@@ -349,7 +359,8 @@ class Session:
     def view(self) -> Values:
         """What the motion view draws. Raises InputError if there is no video."""
         changed = self.changed
-        assert self.take is not None and self._drawn is not None
+        assert self.take is not None
+        assert self._drawn is not None
         preset, motion = self._settings.preset, self.take.motion
         drawn = curves(self._drawn, preset) if changed.any() else None
         return view(motion, self.take.video.speech, changed, preset, drawn)

@@ -38,8 +38,11 @@ def wave(speech: Speech | None) -> Values | None:
 def view(
     motion: Motion, speech: Speech | None, changed: NDArray[np.bool_], preset: str, drawn: Values | None = None
 ) -> Values:
-    """All that the browser draws. changed: (T,) frames that wait to be drawn again. drawn: ``curves`` of the video as it is,
-    if the motion is another by now."""
+    """Collect all that the browser draws.
+
+    changed: (T,) frames that wait to be drawn again. drawn: ``curves`` of the video as it is, if the motion is another
+    by now.
+    """
     spans = [[int(start), int(stop)] for start, stop in find_runs(np.asarray(changed, bool))]
     return {
         "fps": FPS,

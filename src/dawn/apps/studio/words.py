@@ -53,8 +53,10 @@ def line(text: str, level: Level = "ok") -> str:
 
 
 def findings(found: Sequence[Finding], summary: str, in_short: Callable[[str], str] = str) -> str:
-    """What is wrong, a line each, or ``summary`` if nothing is; and all that was measured, folded away. in_short: takes
-    the server's folders out of a message."""
+    """Say what is wrong, a line each, or ``summary`` if nothing is; fold away all that was measured.
+
+    in_short: takes the server's folders out of a message.
+    """
     bad = [finding for finding in found if finding.level != "ok"]
     lines = [line(in_short(finding.advice), finding.level) for finding in bad] or [line(summary)]
     rows = "".join(_row(finding) for finding in found if finding.value is not None)

@@ -40,8 +40,10 @@ Pair = tuple[str, str]
 
 
 def from_official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and reshape: the temporal axis of convolution kernels, which has length one, and all unit axes of gains and of
-    1x1 kernels are dropped. Values are shared with the input, not copied.
+    """Rename and reshape the published tensors.
+
+    The temporal axis of convolution kernels, which has length one, and all unit axes of gains and of 1x1 kernels are
+    dropped. Values are shared with the input, not copied.
 
     tensors: published name (``denoise_fn.`` included) -> tensor. Schedule buffers, rotary frequencies and the heads' unused
     cross-attentions are left out; all else is used exactly once. Raises KeyError naming what is missing, ValueError naming

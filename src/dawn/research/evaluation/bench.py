@@ -60,7 +60,7 @@ def read_clips(folder: Path, size_px: int, mean_face: Tensor, limit: int | None 
     clips: list[EvalClip] = []
     taken: dict[str, int] = {}
     for path in paths:
-        person = person_of(path)
+        person = read_person(path)
         taken[person] = taken.get(person, 0) + 1
         if limit is None or taken[person] <= limit:
             clips.append(read_clip(path, size_px, mean_face))
@@ -69,7 +69,7 @@ def read_clips(folder: Path, size_px: int, mean_face: Tensor, limit: int | None 
     return clips
 
 
-def person_of(path: Path) -> str:
+def read_person(path: Path) -> str:
     """Who is in a prepared clip, by its metadata; without any, the file's name. Raises InputError if it is none."""
     with _opened(path) as file:
         return _person(file, path)
@@ -98,10 +98,10 @@ def read_clip(path: Path, size_px: int | None, mean_face: Tensor) -> EvalClip:
             f"{path}: {len(frames)} frames, {len(landmarks)} landmarks; {MIN_FRAMES} or more of both are needed"
         )
     sound = samples.astype(np.float32) / 32768
-    return clip_of(path.stem, person, frames, landmarks, sound, size_px or frames.shape[1], mean_face)
+    return make_clip(path.stem, person, frames, landmarks, sound, size_px or frames.shape[1], mean_face)
 
 
-def clip_of(
+def make_clip(
     name: str,
     person: str,
     frames: ImageArray,
@@ -111,20 +111,20 @@ def clip_of(
     mean_face: Tensor,
 ) -> EvalClip:
     """Frames of any size with their landmarks and sound as an ``EvalClip`` of ``size_px``."""
-    shown = scaled(frames, size_px)
+    shown = scale_frames(frames, size_px)
     return EvalClip(
-        name, person, shown, landmarks, samples, face_of(shown[0], landmarks[0], mean_face), frames.shape[1]
+        name, person, shown, landmarks, samples, make_face(shown[0], landmarks[0], mean_face), frames.shape[1]
     )
 
 
-def face_of(crop: ImageArray, landmarks: FloatArray, mean_face: Tensor) -> Face:
+def make_face(crop: ImageArray, landmarks: FloatArray, mean_face: Tensor) -> Face:
     """A crop and its landmarks as a portrait."""
     shape, pose = remove_pose(torch.from_numpy(landmarks), mean_face)
     box = Box(0, 0, crop.shape[1], crop.shape[0])
     return Face(crop, landmarks, shape.numpy(), pose.numpy(), eye_aspect_ratio(shape).numpy(), box)
 
 
-def scaled(frames: ImageArray, size_px: int) -> ImageArray:
+def scale_frames(frames: ImageArray, size_px: int) -> ImageArray:
     """(T, S, S, 3) uint8 -> (T, size_px, size_px, 3), Lanczos (which averages on the way down)."""
     if frames.shape[1] == size_px:
         return frames
@@ -137,7 +137,7 @@ def place_clip(clip: EvalClip, engine: Engine[Any]) -> Placement:
     size, native = clip.frames.shape[1], engine.native_px
     if size == native:
         return Placement(clip.face, size)
-    face = replace(clip.face, crop=scaled(clip.frames[:1], native)[0])
+    face = replace(clip.face, crop=scale_frames(clip.frames[:1], native)[0])
     return Placement(face, size, FullFrame(clip.frames[0], face, size, engine.device, engine.config.rules.composite))
 
 
@@ -153,7 +153,7 @@ def track(tracker: FaceTracker, frames: ImageArray, otherwise: FloatArray) -> Tr
     box = Box(0, 0, TRACK_SIZE_PX, TRACK_SIZE_PX)
     landmarks: list[FloatArray] = []
     found: list[bool] = []
-    for frame in scaled(frames, TRACK_SIZE_PX):
+    for frame in scale_frames(frames, TRACK_SIZE_PX):
         faces = tracker.detect(frame)
         found.append(bool(faces))
         landmarks.append(to_crop_units(faces[0].landmarks, box) if faces else landmarks[-1] if landmarks else otherwise)
@@ -213,7 +213,7 @@ def pick_portraits(clips: Sequence[EvalClip], count: int) -> list[EvalClip]:
     return [clips[index] for _, index in sorted(turn)[:count]]
 
 
-def row(
+def make_row(
     value: SupportsFloat,
     control: SupportsFloat | None = None,
     interval: tuple[float, float] | None = None,

@@ -37,8 +37,10 @@ PARTS = ("likeness", "identity", "lips", "place", "sync", "motion", "against rea
 
 @dataclass(frozen=True)
 class Tools:
-    """What measuring needs besides the frames. judge: of ``evaluation.sync``, or None; community: of
-    ``evaluation.community.files``, or None."""
+    """What measuring needs besides the frames.
+
+    judge: of ``evaluation.sync``, or None; community: of ``evaluation.community.files``, or None.
+    """
 
     sface: SFace
     judge: Any
@@ -48,8 +50,10 @@ class Tools:
 
 @dataclass(frozen=True)
 class Truth:
-    """One clip, as the other side of every comparison. again: its own frames, tracked as generated ones are;
-    threshold: ``lips.closed_threshold`` of the person."""
+    """One clip, as the other side of every comparison.
+
+    again: its own frames, tracked as generated ones are; threshold: ``lips.closed_threshold`` of the person.
+    """
 
     clip: EvalClip
     again: Shown
@@ -65,10 +69,12 @@ class Truth:
 
     @cached_property
     def source_features(self) -> Float64Array:
+        """Embed the first frame, which is the source itself, with SFace."""
         return identity.embed(self.tools.sface, self.clip.frames[:1], self.clip.landmarks[:1])
 
     @cached_property
     def onsets_s(self) -> Float64Array:
+        """Find where the sound sets in, in seconds."""
         return motion.audio_onsets(self.clip.samples)
 
     @cached_property
@@ -82,7 +88,7 @@ class Truth:
         return remove_pose(torch.from_numpy(self.again.landmarks), self.tools.mean_face)
 
 
-def measured(shown: Shown, truth: Truth, parts: Sequence[str]) -> Record:
+def measure_clip(shown: Shown, truth: Truth, parts: Sequence[str]) -> Record:
     """The record of one clip in one column. parts: of ``PARTS``; those that the clip does not allow are left out."""
     out: Record = {"found": np.array([shown.found.mean(), 1.0])}
     if "likeness" in parts:
@@ -115,8 +121,10 @@ def widest_mouth_frame(landmarks: np.ndarray) -> int:
 
 
 def _likeness(shown: Shown, truth: Truth) -> Record:
-    """All frames but the first, which is the source itself. Boxes of comparisons are the truth's; sharpness, which needs
-    no other side, is taken in each side's own."""
+    """Compare all frames but the first, which is the source itself.
+
+    Boxes of comparisons are the truth's; sharpness, which needs no other side, is taken in each side's own.
+    """
     made, real = shown.frames[1:], truth.clip.frames[1:]
     size = made.shape[1]
     points = picture.to_pixels(truth.clip.landmarks, size)

@@ -11,7 +11,7 @@ from dawn import media
 from dawn.errors import InputError
 from dawn.preprocess.clips import find_videos, prepare_clip
 from dawn.preprocess.tracker import FaceTracker
-from dawn.research.evaluation.bench import EvalClip, clip_of, read_clip
+from dawn.research.evaluation.bench import EvalClip, make_clip, read_clip
 
 SLACK_FRAMES = 2
 """Frames by which two sides may differ in length (sound and picture seldom end together); the longer one is cut."""
@@ -71,7 +71,7 @@ def _read(path: Path, size_px: int | None, tracker: FaceTracker, mean_face: Tens
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     samples = np.asarray(clip.samples, np.float32)
-    return clip_of(path.stem, path.stem, clip.frames, clip.landmarks, samples, size_px, mean_face)
+    return make_clip(path.stem, path.stem, clip.frames, clip.landmarks, samples, size_px, mean_face)
 
 
 def _cut(clip: EvalClip, frames: int) -> EvalClip:

@@ -10,8 +10,8 @@ import numpy as np
 from dawn.errors import InputError
 from dawn.measures.sync import ClipVectors, embed, pool_distances, score_distances
 from dawn.models.judges.sync import SOUND_MARGIN_FRAMES, LagDistances, SyncJudge, lag_distances
-from dawn.research.evaluation.bench import row
-from dawn.research.evaluation.spoken import exchanged
+from dawn.research.evaluation.bench import make_row
+from dawn.research.evaluation.spoken import exchange_sounds
 from dawn.structs import FPS, FloatArray, ImageArray
 
 SHIFTS_MS = (40, 80, 120, 200, 400)
@@ -21,22 +21,29 @@ NEAR_FRAMES = 1
 
 
 class SyncClip(Protocol):
-    """What a judge is validated on; ``material.EvalClip`` is one."""
+    """What a judge is validated on; ``bench.EvalClip`` is one."""
 
     @property
-    def person(self) -> str: ...
+    def person(self) -> str:
+        """Name who speaks."""
+
     @property
-    def frames(self) -> ImageArray: ...
+    def frames(self) -> ImageArray:
+        """Give the pictures (T, S, S, 3) uint8."""
+
     @property
-    def landmarks(self) -> FloatArray: ...
+    def landmarks(self) -> FloatArray:
+        """Give the landmarks of every frame in crop units."""
+
     @property
-    def samples(self) -> FloatArray: ...
+    def samples(self) -> FloatArray:
+        """Give the sound at 16 kHz."""
 
 
 def validate_judge(judge: SyncJudge, clips: Sequence[SyncClip]) -> dict[str, dict[str, Any]]:
     """Does the judge rank right? True clips in sync, with shifted sound, and with another clip's sound.
 
-    clips: people that the judge was not trained on, three or more clips with sound. Returns rows as ``material.row``
+    clips: people that the judge was not trained on, three or more clips with sound. Returns rows as ``bench.make_row``
     makes them. "right": the share of clips that the judge finds in better sync with their own sound than otherwise;
     chance is 0.5. A shift is judged by the mean distance at lag 0, since the smallest over lags hardly changes with it.
     Raises InputError.
@@ -50,7 +57,10 @@ def validate_judge(judge: SyncJudge, clips: Sequence[SyncClip]) -> dict[str, dic
     for milliseconds in SHIFTS_MS:
         for sign in (-1, 1):
             rows |= _shift_rows(made, sign * milliseconds * FPS // 1000, sign * milliseconds)
-    for name, others in (("another's sound", exchanged(people)), ("own voice, other words", _same_person(people))):
+    for name, others in (
+        ("another's sound", exchange_sounds(people)),
+        ("own voice, other words", _same_person(people)),
+    ):
         pairs = [(i, j) for i, j in enumerate(others) if i != j]
         if pairs:
             rows |= _mismatch_rows(name, made, own, pairs)
@@ -62,12 +72,12 @@ def _set_rows(name: str, clips: Sequence[LagDistances]) -> dict[str, dict[str, A
     whole, each = score_distances(pool_distances(clips)), [score_distances(clip) for clip in clips]
     near = np.mean([abs(score.offset_frames) <= NEAR_FRAMES for score in each])
     return {
-        f"{name}: confidence, pooled": row(whole.confidence),
-        f"{name}: confidence, mean of clips": row(np.mean([score.confidence for score in each])),
-        f"{name}: distance, pooled": row(whole.distance),
-        f"{name}: distance, mean of clips": row(np.mean([score.distance for score in each])),
-        f"{name}: offset, pooled": row(whole.offset_frames, unit="frames"),
-        f"{name}: offset within 1 frame": row(near, unit="of clips"),
+        f"{name}: confidence, pooled": make_row(whole.confidence),
+        f"{name}: confidence, mean of clips": make_row(np.mean([score.confidence for score in each])),
+        f"{name}: distance, pooled": make_row(whole.distance),
+        f"{name}: distance, mean of clips": make_row(np.mean([score.distance for score in each])),
+        f"{name}: offset, pooled": make_row(whole.offset_frames, unit="frames"),
+        f"{name}: offset within 1 frame": make_row(near, unit="of clips"),
     }
 
 
@@ -97,8 +107,8 @@ def _shift_rows(clips: Sequence[ClipVectors], shift_frames: int, milliseconds: i
     moved = [shifted(clip, shift_frames) for clip in clips]
     found = score_distances(pool_distances([lag_distances(*clip) for clip in moved]))
     return {
-        f"sound {milliseconds:+d} ms: right": row(right, unit="of clips"),
-        f"sound {milliseconds:+d} ms: offset, pooled": row(
+        f"sound {milliseconds:+d} ms: right": make_row(right, unit="of clips"),
+        f"sound {milliseconds:+d} ms: offset, pooled": make_row(
             found.offset_frames, shift_frames, unit="frames (control: true)"
         ),
     }
@@ -130,7 +140,7 @@ def _mismatch_rows(
     nearer = np.mean([a.distance < b.distance for a, b in zip(mine, theirs, strict=True)])
     surer = np.mean([a.confidence > b.confidence for a, b in zip(mine, theirs, strict=True)])
     return _set_rows(name, wrong) | {
-        f"{name}: right by distance at lag 0": row(np.mean(at_zero), unit="of clips"),
-        f"{name}: right by distance": row(nearer, unit="of clips"),
-        f"{name}: right by confidence": row(surer, unit="of clips"),
+        f"{name}: right by distance at lag 0": make_row(np.mean(at_zero), unit="of clips"),
+        f"{name}: right by distance": make_row(nearer, unit="of clips"),
+        f"{name}: right by confidence": make_row(surer, unit="of clips"),
     }

@@ -13,7 +13,7 @@ from dawn.measures import identity, lips, motion, picture
 from dawn.measures.intervals import Float64Array, bootstrap_interval, share
 from dawn.research.evaluation.bench import Bench, Shown, pick_portraits
 from dawn.research.evaluation.figures import IDENTITY_STRIDE, Tools
-from dawn.research.evaluation.spoken import joined_sound, make_motion
+from dawn.research.evaluation.spoken import join_sound, make_motion
 from dawn.structs import FPS, SPEECH_RATE_HZ, FloatArray
 
 LONG_S = 60
@@ -75,7 +75,7 @@ def long_figures(bench: Bench, tools: Tools, takes: int = 1) -> dict[str, Any]:
     portraits = [
         clip for index, clip in enumerate(portraits) if clip.person not in {c.person for c in portraits[:index]}
     ]
-    sound = long_sound(joined_sound(bench.clips, LONG_S * SPEECH_RATE_HZ))
+    sound = long_sound(join_sound(bench.clips, LONG_S * SPEECH_RATE_HZ))
     pairs = []
     for seed, clip in enumerate(portraits * takes):
         made = make_motion(bench.engine, clip.face, sound, LONG_S * FPS, seed)
@@ -112,4 +112,5 @@ def compare(pairs: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def last_over_first(sums: Float64Array) -> float:
+    """Divide the summed last values by the first."""
     return share(sums[::-1])

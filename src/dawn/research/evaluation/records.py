@@ -23,7 +23,7 @@ class Measure(NamedTuple):
     rounds: int = 1000
 
 
-def cell(measure: Measure, records: Sequence[Record]) -> dict[str, Any] | None:
+def make_cell(measure: Measure, records: Sequence[Record]) -> dict[str, Any] | None:
     """{"value", "interval"} of a measure over a column's clips; None if no clip has it or there is nothing to go by.
 
     No interval for a single clip.
@@ -51,7 +51,7 @@ Columns = dict[str, list[Record]]
 Rows = dict[str, dict[str, dict[str, Any]]]
 
 
-def put(
+def put_cell(
     rows: Rows,
     group: str,
     name: str,

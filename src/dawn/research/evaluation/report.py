@@ -25,18 +25,18 @@ from dawn.progress import Progress, ignore_progress, peak_memory_mib
 from dawn.research.evaluation.bench import Bench, EvalClip, Shown, read_clips, track
 from dawn.research.evaluation.community.figures import community_figures
 from dawn.research.evaluation.community.files import load_community
-from dawn.research.evaluation.figures import PARTS, Tools, Truth, measured
+from dawn.research.evaluation.figures import PARTS, Tools, Truth, measure_clip
 from dawn.research.evaluation.folders import pair_files, read_pair
 from dawn.research.evaluation.minute import long_figures
-from dawn.research.evaluation.records import Columns, Record, Rows, put
+from dawn.research.evaluation.records import Columns, Record, Rows, put_cell
 from dawn.research.evaluation.spoken import (
-    exchanged,
+    exchange_sounds,
     life_figures,
     move_in_true_pose,
     silence_figures,
     speak,
 )
-from dawn.research.evaluation.table import table
+from dawn.research.evaluation.table import make_table
 
 TRUE_POSE, SHUFFLED, LANDMARKS, STILL, REAL, GENERATED = (
     "true pose",
@@ -57,7 +57,7 @@ LEGEND = {
 OWN_POSE_PARTS = tuple(part for part in PARTS if part != "place")
 
 
-def evaluate_preset(
+def evaluate_preset(  # noqa: PLR0913
     preset: str | Path,
     clips: Path,
     sface: Path | None = None,
@@ -102,14 +102,14 @@ def evaluate_preset(
             own = truths if bench.clips is first.clips else _truths(bench, tools)
             columns |= _speech_columns(bench, own, f"{bench.name}, {TRUE_POSE}")
         columns = {name: records for name, records in columns.items() if records}
-        rows = table(columns)
+        rows = make_table(columns)
         _add_community(rows, notes, tools, columns)
         for bench in (first, *others):
             _add_life(rows, bench, [record["aperture signal"] for record in columns[bench.name]])
         long = long_figures(first, tools, takes)
-    put(rows, "cost", "peak memory of this whole run", first.name, peak_memory_mib(), unit="MiB", better="lower")
+    put_cell(rows, "cost", "peak memory of this whole run", first.name, peak_memory_mib(), unit="MiB", better="lower")
     people = [first.clips[index].person for index in first.voiced]
-    within = np.mean([people[i] == people[j] for i, j in enumerate(exchanged(people))])
+    within = np.mean([people[i] == people[j] for i, j in enumerate(exchange_sounds(people))])
     notes.append(f"{SHUFFLED}: {within:.0%} of the clips got another sound of the same person")
     head = _head(first.name, first.clips, start)
     return {**head, "columns": _described(columns), "notes": notes, "rows": rows, "long": long}
@@ -125,8 +125,10 @@ def evaluate_folders(
     judge: Path | None = None,
     community: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure finished videos or prepared clips against true ones of the same names. Returns as ``evaluate_preset``, without
-    cost and long. limit: only the first so many pairs. Raises ConfigError, CheckpointError, InputError.
+    """Measure finished videos or prepared clips against true ones of the same names.
+
+    limit: only the first so many pairs. Returns as ``evaluate_preset``, without cost and long. Raises ConfigError,
+    CheckpointError, InputError.
     """
     start = time.perf_counter()
     if limit is not None and limit < 1:
@@ -145,7 +147,7 @@ def evaluate_folders(
     columns: Columns = {GENERATED: [], STILL: [], REAL: []}
     for index, (ours, true) in enumerate(pairs):
         truth = Truth(true, _as_shown(true), thresholds[true.person], tools)
-        columns[GENERATED].append(measured(_as_shown(ours), truth, _heard(PARTS, true)))
+        columns[GENERATED].append(measure_clip(_as_shown(ours), truth, _heard(PARTS, true)))
         columns[STILL].append(_still_record(truth))
         columns[REAL].append(_real_record(truth))
         report("measure", index + 1, len(pairs))
@@ -154,7 +156,7 @@ def evaluate_folders(
     )
     head = _head(str(made), clips, start)
     described = _described(columns) | {REAL: "the true frames themselves"}
-    rows = table(columns)
+    rows = make_table(columns)
     _add_community(rows, notes, tools, columns)
     return {**head, "columns": described, "notes": notes, "rows": rows, "long": None}
 
@@ -280,13 +282,15 @@ def _still_record(truth: Truth) -> Record:
         np.repeat(again.landmarks[:1], len(frames), 0),
         np.repeat(again.found[:1], len(frames)),
     )
-    record = measured(shown, truth, _heard(("likeness", "identity", "lips", "place", "sync", "community"), truth.clip))
+    record = measure_clip(
+        shown, truth, _heard(("likeness", "identity", "lips", "place", "sync", "community"), truth.clip)
+    )
     # A signal that never moves has no lag.
     return {key: value for key, value in record.items() if not key.endswith("lags")}
 
 
 def _real_record(truth: Truth) -> Record:
-    return measured(
+    return measure_clip(
         truth.again, truth, _heard(("identity", "lips", "place", "sync", "motion", "community"), truth.clip)
     )
 
@@ -299,29 +303,29 @@ def _speech_columns(bench: Bench, truths: Sequence[Truth], true_pose: str) -> Co
         seconds = {**spoken.seconds, "all three": sum(spoken.seconds.values())}
         cost = {stage: np.array([value, len(clip)]) for stage, value in seconds.items()}
         signal = {"aperture signal": lips.lip_distance(spoken.shown.landmarks)}
-        columns[bench.name].append(measured(spoken.shown, truth, OWN_POSE_PARTS) | cost | signal)
+        columns[bench.name].append(measure_clip(spoken.shown, truth, OWN_POSE_PARTS) | cost | signal)
         if isinstance(bench.engine, LiteEngine):
             shown = bench.show(clip, move_in_true_pose(bench.engine, clip, seed=position).made)
-            columns[true_pose].append(measured(shown, truth, PARTS))
+            columns[true_pose].append(measure_clip(shown, truth, PARTS))
         bench.progress(f"{bench.name}: from sound", position + 1, len(bench.voiced))
     return columns
 
 
 def _main_columns(bench: Bench, truths: Sequence[Truth]) -> Columns:
     columns = _speech_columns(bench, truths, TRUE_POSE) | {SHUFFLED: [], LANDMARKS: [], STILL: [], REAL: []}
-    others = exchanged([bench.clips[index].person for index in bench.voiced])
+    others = exchange_sounds([bench.clips[index].person for index in bench.voiced])
     for position, index in enumerate(bench.voiced):
         clip = bench.clips[index]
         sound = bench.clips[bench.voiced[others[position]]].samples
         shown = speak(bench, clip, sound, len(clip), seed=position).shown
         columns[SHUFFLED].append(
-            measured(shown, truths[index], ("lips", "sync", "motion", "against real", "community"))
+            measure_clip(shown, truths[index], ("lips", "sync", "motion", "against real", "community"))
         )
         bench.progress("another clip's sound", position + 1, len(bench.voiced))
     for index, (clip, truth) in enumerate(zip(bench.clips, truths, strict=True)):
         if isinstance(bench.engine, LiteEngine):
             shown = bench.show_landmarks(clip, torch.from_numpy(clip.landmarks))
-            columns[LANDMARKS].append(measured(shown, truth, _heard(PARTS, clip)))
+            columns[LANDMARKS].append(measure_clip(shown, truth, _heard(PARTS, clip)))
         columns[STILL].append(_still_record(truth))
         columns[REAL].append(_real_record(truth))
         bench.progress("driven by the true landmarks", index + 1, len(bench.clips))
@@ -332,9 +336,9 @@ def _add_life(rows: Rows, bench: Bench, speech: Sequence[np.ndarray]) -> None:
     """Rows of silence and of a minute of motion."""
     silence = silence_figures(bench, speech)
     movement, opening = "mouth movement in silence", "mean aperture in silence"
-    put(rows, "motion", movement, bench.name, silence["movement"], unit="of speech", better="lower")
-    put(rows, "motion", opening, bench.name, silence["aperture"], unit="eye distances", better="lower")
-    put(rows, "motion", opening, STILL, silence["portrait"])
+    put_cell(rows, "motion", movement, bench.name, silence["movement"], unit="of speech", better="lower")
+    put_cell(rows, "motion", opening, bench.name, silence["aperture"], unit="eye distances", better="lower")
+    put_cell(rows, "motion", opening, STILL, silence["portrait"])
     if bench.engine.motion_space is None:
         return
     life = life_figures(bench)
@@ -345,4 +349,4 @@ def _add_life(rows: Rows, bench: Bench, speech: Sequence[np.ndarray]) -> None:
         ("pitch", "pitch, std over a minute", "deg"),
         ("roll", "roll, std over a minute", "deg"),
     ):
-        put(rows, "motion", name, bench.name, *life[key], unit=unit, better="near real")
+        put_cell(rows, "motion", name, bench.name, *life[key], unit=unit, better="near real")

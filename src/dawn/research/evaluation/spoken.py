@@ -41,7 +41,7 @@ class Spoken(NamedTuple):
     seconds: dict[str, float]
 
 
-def exchanged(people: Sequence[str]) -> list[int]:
+def exchange_sounds(people: Sequence[str]) -> list[int]:
     """For every clip the one whose sound it gets instead: never its own, another person's as far as numbers allow.
 
     Clips in the order of their people, moved on by half their number; the same every time.
@@ -123,7 +123,7 @@ def life_figures(bench: Bench) -> dict[str, tuple[float, Interval]]:
     "shown": blinks a second of the driving eyes; "meant": of PBNet's own blink signal; yaw, pitch, roll: standard
     deviation over the minute in degrees.
     """
-    sound = joined_sound(bench.clips, LIFE_S * SPEECH_RATE_HZ)
+    sound = join_sound(bench.clips, LIFE_S * SPEECH_RATE_HZ)
     face = pick_portraits(bench.clips, 1)[0].face
     space = bench.engine.motion_space
     assert space is not None
@@ -145,6 +145,6 @@ def life_figures(bench: Bench) -> dict[str, tuple[float, Interval]]:
     return {key: (float(np.mean(x)), Interval(min(x), max(x))) for key, x in figures.items()}
 
 
-def joined_sound(clips: Sequence[EvalClip], length: int) -> FloatArray:
+def join_sound(clips: Sequence[EvalClip], length: int) -> FloatArray:
     """The clips' sounds one after the other, from the start again as often as needed: (length,)."""
     return np.resize(np.concatenate([clip.samples for clip in clips]), length)

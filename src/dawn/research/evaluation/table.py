@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from dawn.research.evaluation.figures import MEASURES
-from dawn.research.evaluation.records import Columns, Rows, cell
+from dawn.research.evaluation.records import Columns, Rows, make_cell
 
 NOTE = """±: half of the 95 % interval, bootstrap over clips (bounds in the JSON); in rows of a minute, over the takes.
 "of real": against the true frames, tracked again. After the unit: what is wanted."""
 
 
-def table(columns: Columns) -> Rows:
+def make_table(columns: Columns) -> Rows:
     """All measures of all columns: {group: {measure: {"unit", "better", "values": {column: cell}}}}."""
     rows: Rows = {}
     for measure in MEASURES:
-        cells = {column: cell(measure, records) for column, records in columns.items()}
+        cells = {column: make_cell(measure, records) for column, records in columns.items()}
         values = {column: found for column, found in cells.items() if found is not None}
         if values:
             line = {"unit": measure.unit, "better": measure.better, "values": values}

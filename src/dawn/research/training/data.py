@@ -152,15 +152,17 @@ def random_look(images: Tensor, generator: torch.Generator) -> Tensor:
     tint = 1 + 0.1 * torch.randn(batch, 1, 3, 1, 1, generator=generator)
     looked = images.clone()
     if painted.any():
-        looked[painted] = _painted(images[painted].flatten(0, 1)).unflatten(0, (-1, images.shape[1]))
+        looked[painted] = _paint_flat(images[painted].flatten(0, 1)).unflatten(0, (-1, images.shape[1]))
     looked[dark] = looked[dark].clamp_min(1e-4).pow(gamma[dark])
     looked[grey] = torch.einsum("bfchw,c->bfhw", looked[grey], looked.new_tensor(LUMA)).unsqueeze(2) * tint[grey]
     return looked.clamp(0, 1)
 
 
-def _painted(x: Tensor) -> Tensor:
-    """Kuwahara's filter, which makes flat strokes with hard edges: the mean of that of four neighbouring windows (3 x 3)
-    that varies least. x: (N, 3, H, W)."""
+def _paint_flat(x: Tensor) -> Tensor:
+    """Paint flat strokes with hard edges by Kuwahara's filter. x: (N, 3, H, W).
+
+    It takes the mean of that of four neighbouring windows (3 x 3) that varies least.
+    """
     around = F.pad(x, (2, 2, 2, 2), mode="replicate")
     mean, square = F.avg_pool2d(around, 3, 1), F.avg_pool2d(around.square(), 3, 1)
     variance = (square - mean.square()).sum(1, keepdim=True)

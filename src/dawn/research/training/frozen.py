@@ -51,13 +51,13 @@ def render_frozen(frozen: LatentFlowGenerator, image: Tensor, landmarks: Tensor)
     for part, points in zip(image.split(RENDER_BATCH), landmarks.split(RENDER_BATCH), strict=True):
         sources.append(frozen.encode(part, points[:, 0]))
         made.append(frozen.redraw(sources[-1], points[:, 1]))
-    return _joined(sources), _joined(made)
+    return _join(sources), _join(made)
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _join(parts: Sequence[Any]) -> Any:
     """Named tuples of tensors and of such tuples, one a batch, as one."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
-    fields = [_joined(column) for column in zip(*parts, strict=True)]
+    fields = [_join(column) for column in zip(*parts, strict=True)]
     return type(first)(*fields) if hasattr(first, "_fields") else tuple(fields)

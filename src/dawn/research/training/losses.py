@@ -80,6 +80,7 @@ class PatchDiscriminator(nn.Module):
         )
 
     def forward(self, image: Tensor, contours: Tensor) -> Tensor:
+        """Judge patches of pictures (B, 3, H, W) in [0, 1], shown with their contours."""
         return self.layers(torch.cat((image * 2 - 1, resize(contours, image.shape[2], image.shape[3])), 1))
 
 
@@ -98,6 +99,7 @@ class WindowDiscriminator(nn.Module):
         self.layers = nn.ModuleList(sn(nn.Conv2d(i, o, kernel, stride, 1)) for i, o, kernel, stride in sizes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Give the answers of all layers for windows (B, C, h, w), the verdict last."""
         answers: list[Tensor] = []
         for layer in self.layers:
             x = layer(F.leaky_relu(answers[-1], 0.2) if answers else x * 2 - 1)

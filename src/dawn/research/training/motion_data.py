@@ -59,6 +59,7 @@ def clip_audio(clip: Clip) -> Tensor:
 
 
 def has_sound(clip: Clip) -> bool:
+    """Tell whether sound covers at least nine tenths of the clip."""
     return len(clip.samples) >= 0.9 * len(clip) * FRAME_SAMPLES
 
 

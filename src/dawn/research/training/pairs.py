@@ -56,6 +56,7 @@ class PairRecipe(Recipe):
         }
 
     def sheet(self, network: nn.Module) -> np.ndarray | None:
+        """Draw ten validation pairs beside what the network makes of them; None without validation clips."""
         pairs = self._pairs()
         if pairs is None:
             return None
@@ -68,6 +69,7 @@ class PairRecipe(Recipe):
         return contact_sheet([x.cpu() for x in (images[:, 0], images[:, 1], out.frame, *inside)])
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network."""
         save_part(folder, self.part, network, self.model_config)
 
 

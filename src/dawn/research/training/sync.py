@@ -81,6 +81,7 @@ class SyncBatch:
     clips: Tensor
 
     def to(self, device: torch.device) -> SyncBatch:
+        """Move all tensors to a device."""
         return SyncBatch(self.mouths.to(device), self.samples.to(device), self.clips.to(device))
 
 
@@ -101,6 +102,7 @@ class MouthStore:
         self.sound = [clip_audio(clip) for clip in self.clips]
 
     def of_person(self, person: str) -> list[int]:
+        """List the clips of a person by index."""
         return [index for index, clip in enumerate(self.clips) if clip.person == person]
 
 
@@ -254,6 +256,7 @@ class SyncRecipe(Recipe):
         self.learning_rates = {"main": 1.0}
 
     def batch(self, generator: torch.Generator) -> SyncBatch:
+        """Draw groups of clips, each group of one person."""
         config = self.config
         chosen: list[int] = []
         firsts = torch.multinomial(self.weight, config.batch // config.group, True, generator=generator).tolist()
@@ -276,6 +279,7 @@ class SyncRecipe(Recipe):
     def losses(
         self, networks: dict[str, nn.Module], batch: SyncBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute the contrast of windows and the loss of lags."""
         network = networks["main"]
         plain: SyncJudge = getattr(network, "module", network)  # type: ignore[arg-type]
         batch = batch.to(plain.sharpness.device)
@@ -322,6 +326,7 @@ class SyncRecipe(Recipe):
         }
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network in half precision."""
         save_part(folder, self.part, network, self.model_config, half=True)
 
 

@@ -24,7 +24,7 @@ from dawn.measures.intervals import Float64Array
 from dawn.research.evaluation.bench import EvalClip, Shown
 from dawn.research.evaluation.community.files import Community
 from dawn.research.evaluation.community.syncnet import MIN_FRAMES, lip_sync_error
-from dawn.research.evaluation.records import Columns, Measure, Record, Rows, cell, put
+from dawn.research.evaluation.records import Columns, Measure, Record, Rows, make_cell, put_cell
 from dawn.structs import ImageArray
 
 GROUP = "community"
@@ -37,8 +37,10 @@ _BATCH = 16
 
 @torch.inference_mode()
 def embed(networks: Community, frames: ImageArray) -> Record:
-    """What the picture networks make of one clip, (T, S, S, 3) uint8: "FID" (T, 2048), "FVD16" and "FVD32" (windows, 400);
-    those whose network is there."""
+    """Embed one clip, (T, S, S, 3) uint8, with those picture networks that are there.
+
+    Returns "FID" (T, 2048), "FVD16" and "FVD32" (windows, 400).
+    """
     out: Record = {}
     if networks.inception is not None:
         out["FID"] = _inception_features(networks.inception, frames)
@@ -93,7 +95,7 @@ def community_figures(networks: Community, columns: Columns) -> tuple[Rows, list
     notes = list(networks.notes)
     for name in DISTANCES:
         for column, records in columns.items():
-            put(rows, GROUP, name, column, _distance(name, records), better="lower")
+            put_cell(rows, GROUP, name, column, _distance(name, records), better="lower")
         if name in rows.get(GROUP, {}):
             what = "frames" if name == "FID" else f"windows of {FVD_FRAMES[name]} frames"
             seen = [sum(len(record[name]) for record in records if name in record) for records in columns.values()]
@@ -102,9 +104,11 @@ def community_figures(networks: Community, columns: Columns) -> tuple[Rows, list
             notes.append(f"no {name}: under 2 windows of {FVD_FRAMES[name]} frames")
     for measure in ERRORS:
         for column, records in columns.items():
-            found = cell(measure, records)
+            found = make_cell(measure, records)
             if found is not None:
-                put(rows, GROUP, measure.name, column, found["value"], found.get("interval"), better=measure.better)
+                put_cell(
+                    rows, GROUP, measure.name, column, found["value"], found.get("interval"), better=measure.better
+                )
     if networks.syncnet is not None:
         judged = [sum("LSE-C" in record for record in records) for records in columns.values()]
         notes.append(
@@ -128,6 +132,6 @@ def _distance(name: str, records: Sequence[Record]) -> float | None:
 
 
 def _span(counts: Sequence[int]) -> str:
-    """ "12", or "10 to 12" where columns differ; those without any are not counted."""
+    """Write "12", or "10 to 12" where columns differ; those without any are not counted."""
     some = [count for count in counts if count] or [0]
     return str(some[0]) if min(some) == max(some) else f"{min(some)} to {max(some)}"

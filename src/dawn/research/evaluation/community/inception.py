@@ -48,6 +48,7 @@ class BasicConv2d(nn.Module):
         self.bn = nn.BatchNorm2d(outputs, eps=NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalise and rectify (B, C, H, W)."""
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -84,6 +85,7 @@ class Mixed(nn.Module):
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run all branches on (B, C, H, W) and join their channels, the pool branch last."""
         out = []
         for branch in self.branches:
             y = x

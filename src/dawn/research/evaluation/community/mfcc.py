@@ -26,7 +26,9 @@ FULL_SCALE = 32768
 
 
 def mfcc(samples: FloatArray) -> Float64Array:
-    """samples (L,) at 16 kHz within [-1, 1], L at least 1 -> (13, N), N = 1 + ceil((L - 400) / 160), 100 columns a second.
+    """Compute (13, N) coefficients of samples (L,) at 16 kHz within [-1, 1], 100 columns a second.
+
+    L is at least 1, N = 1 + ceil((L - 400) / 160).
 
     The last window is filled up with silence. Samples are rounded to 16 bits first, as in the files that SyncNet reads.
     """

@@ -125,8 +125,10 @@ def _stack(conv: type[nn.Module], norm: type[nn.Module], inputs: int, layers: Se
 
 
 def face_squares(landmarks: FloatArray, size_px: int) -> np.ndarray:
-    """Where the crops lie: landmarks (T, 478, 2 or 3) in crop units of pictures of ``size_px`` -> (T, 4) whole pixels x0, y0,
-    x1, y1, the last two exclusive; may reach outside the picture. See the module's head."""
+    """Place the crops: landmarks (T, 478, 2 or 3) in crop units of pictures of ``size_px`` -> (T, 4) whole pixels.
+
+    The pixels are x0, y0, x1, y1, the last two exclusive, and may reach outside the picture. See the module's head.
+    """
     boxes = [face_box(points) for points in to_pixels(landmarks, size_px)]
     half = _median([max(box.width, box.height) / 2 for box in boxes])
     x, y = (_median([box.center[axis] for box in boxes]) for axis in (0, 1))
@@ -184,8 +186,9 @@ def lip_sync_error(
 
 
 def score_of(seen: Tensor, heard: Tensor) -> SyncScore:
-    """Vectors of the same N windows, (N, E) both -> LSE-C, LSE-D, and the offset in frames; above 0 the sound is late (the
-    release gives it the other sign).
+    """Compare the vectors of the same N windows, (N, E) both: LSE-C, LSE-D, and the offset in frames.
+
+    Above 0 the sound is late (the release gives it the other sign).
 
     For every offset from -15 to 15 the distance of each picture to the sound so much later is averaged over all N windows;
     sound before the beginning and after the end is a vector of zeros, as in the release, which counts the more the shorter

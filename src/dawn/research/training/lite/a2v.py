@@ -42,8 +42,11 @@ class A2VTrainConfig(TrainConfig):
 
 @dataclass
 class A2VBatch:
-    """expression (B, T, K); audio (B, T, D); head (B, T, 8) normalised pose and blink changes; source (B, K + 2);
-    time (B,); noise (B, T, K); drop (B,) bool; valid (B, T) bool."""
+    """Stretches of expression with all that the network is told.
+
+    expression (B, T, K); audio (B, T, D); head (B, T, 8) normalised pose and blink changes; source (B, K + 2);
+    time (B,); noise (B, T, K); drop (B,) bool; valid (B, T) bool.
+    """
 
     expression: Tensor
     audio: Tensor
@@ -55,6 +58,7 @@ class A2VBatch:
     valid: Tensor
 
     def to(self, device: torch.device) -> A2VBatch:
+        """Move all tensors to a device."""
         return A2VBatch(**{key: value.to(device) for key, value in vars(self).items()})
 
 
@@ -93,6 +97,7 @@ class A2VRecipe(Recipe):
         self.coefficient_weight = (strength / strength[motion.lower].max()).clamp(0.15, 1)
 
     def batch(self, generator: torch.Generator) -> A2VBatch:
+        """Draw clips by weight, with times, noise and dropped conditions."""
         config = self.config
         chosen = torch.multinomial(self.data.weight, config.batch, True, generator=generator).tolist()
         rows = [self._sample(index, generator) for index in chosen]
@@ -156,6 +161,7 @@ class A2VRecipe(Recipe):
     def losses(
         self, networks: dict[str, nn.Module], batch: A2VBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute the errors of the flow and of the lips in a batch."""
         network = networks["main"]
         batch = batch.to(next(network.parameters()).device)
         plain: A2VTransformer = getattr(network, "module", network)  # type: ignore[arg-type]
@@ -207,6 +213,7 @@ class A2VRecipe(Recipe):
         return lip_aperture(self.motion.shapes(made, s.shape[0])), s.aperture
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network, and the motion space that it was trained in."""
         save_part(folder, self.part, network, self.model_config)
         save_part(folder, "motion", self.motion, self.motion.config)
 

@@ -88,12 +88,14 @@ class DetailRecipe(PairRecipe):
         self.learning_rates = {"main": 1.0, "discriminator": config.discriminator_lr}
 
     def batch(self, generator: torch.Generator) -> PairBatch:
+        """Draw pairs of frames, mostly from a shut mouth to an open one or from open eyes to shut ones."""
         size = self.model_config.image_size_px
         return pair_batch(self.store, self.config.batch, size, self.permutation, generator, pick_opening_pair)
 
     def losses(
         self, networks: dict[str, nn.Module], batch: PairBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute the losses of the painter and of its discriminators."""
         config = self.config
         main, critics = networks["main"], networks["discriminator"]
         device = next(main.parameters()).device
@@ -157,7 +159,7 @@ class DetailRecipe(PairRecipe):
             window = painter.place(organ, landmarks)
             context = torch.cat((painter.draw(organ, landmarks, window), source), 1)
             for out, value in ((fake, window.cut(made)), (real, window.cut(true)), (known, context)):
-                out.append(_turned(organ, value))
+                out.append(_turn(organ, value))
         return torch.cat(fake), torch.cat(real), torch.cat(known)
 
     def sheet(self, network: nn.Module) -> np.ndarray | None:
@@ -196,10 +198,11 @@ class Critics(nn.Module):
         self.critics = nn.ModuleDict(critics)
 
     def forward(self, kind: str, x: Tensor) -> list[Tensor]:
+        """Judge windows (B, C, h, w) of one kind of organ."""
         return self.critics[kind](x)
 
 
-def _turned(organ: Organ, x: Tensor) -> Tensor:
+def _turn(organ: Organ, x: Tensor) -> Tensor:
     return x.flip(-1) if organ.mirrored else x
 
 

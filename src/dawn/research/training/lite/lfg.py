@@ -62,12 +62,14 @@ class LFGRecipe(PairRecipe):
         self.perceptual = FacePerceptualLoss(load_sface()) if config.perceptual_weight else None
 
     def batch(self, generator: torch.Generator) -> PairBatch:
+        """Draw pairs of frames of the same clip."""
         size = self.model_config.image_size_px
         return pair_batch(self.store, self.config.batch, size, self.permutation, generator)
 
     def losses(
         self, networks: dict[str, nn.Module], batch: PairBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute pixel and perceptual losses of a batch, and the adversarial ones once their step has come."""
         config, device = self.config, next(networks["main"].parameters()).device
         images, landmarks = batch.images.to(device), batch.landmarks.to(device)
         target = images[:, 1].contiguous(memory_format=torch.channels_last)

@@ -53,6 +53,7 @@ class HeadBatch:
     valid: Tensor
 
     def to(self, device: torch.device) -> HeadBatch:
+        """Move all tensors to a device."""
         return HeadBatch(**{key: value.to(device) for key, value in vars(self).items()})
 
 
@@ -89,6 +90,7 @@ class PBNetRecipe(Recipe):
         self.weight = weight
 
     def batch(self, generator: torch.Generator) -> HeadBatch:
+        """Draw stretches of head motion by weight."""
         chosen = torch.multinomial(self.weight, self.config.batch, True, generator=generator).tolist()
         rows = [self._sample(index, generator) for index in chosen]
         return HeadBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
@@ -109,6 +111,7 @@ class PBNetRecipe(Recipe):
     def losses(
         self, networks: dict[str, nn.Module], batch: HeadBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute error, velocity error and divergence of a batch."""
         config, network = self.config, networks["main"]
         plain: PBNet = getattr(network, "module", network)  # type: ignore[arg-type]
         batch = batch.to(next(network.parameters()).device)
@@ -147,6 +150,7 @@ class PBNetRecipe(Recipe):
         }
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network."""
         save_part(folder, self.part, network, self.model_config)
 
 

@@ -52,8 +52,11 @@ VALIDATION_TIMES = (125, 375, 625, 875)
 
 
 class PaperA2VTrainConfig(TrainConfig):
-    """The published settings. ``steps``, ``batch`` and clip lengths follow ``stage`` (``STAGES``), ``lip_weight`` follows
-    ``lip_loss`` (``LIP_WEIGHTS``), unless they are given."""
+    """The published settings.
+
+    ``steps``, ``batch`` and clip lengths follow ``stage`` (``STAGES``), ``lip_weight`` follows ``lip_loss``
+    (``LIP_WEIGHTS``), unless they are given.
+    """
 
     stage: Literal[1, 2] = 1
     lfg: str = ""
@@ -113,8 +116,11 @@ class PaperA2VTrainConfig(TrainConfig):
 
 @dataclass
 class PaperA2VBatch:
-    """source (B, 3, R, R) and frames (B, T, 3, R, R) in [0, 1], colours unchanged; condition (B, T, D + 8), zero where
-    dropped; box (B, 6) px of the source; lips (B, T, S, S) bool; time (B,); noise (B, 3, T, S, S); colour (4,)."""
+    """Clips of one length with all that the network is told.
+
+    source (B, 3, R, R) and frames (B, T, 3, R, R) in [0, 1], colours unchanged; condition (B, T, D + 8), zero where
+    dropped; box (B, 6) px of the source; lips (B, T, S, S) bool; time (B,); noise (B, 3, T, S, S); colour (4,).
+    """
 
     source: Tensor
     frames: Tensor
@@ -126,13 +132,16 @@ class PaperA2VBatch:
     colour: Tensor
 
     def to(self, device: torch.device) -> PaperA2VBatch:
+        """Move all tensors to a device."""
         return PaperA2VBatch(**{key: value.to(device) for key, value in vars(self).items()})
 
 
 @dataclass
 class Track:
-    """What is known of every frame of a clip. pose (T, 6), ear (T, 2) in published units; box (T, 6) px of a picture as the
-    generator sees it; lips (T, S, S) bool."""
+    """What is known of every frame of a clip.
+
+    pose (T, 6), ear (T, 2) in published units; box (T, 6) px of a picture as the generator sees it; lips (T, S, S) bool.
+    """
 
     clip: Clip
     pose: Tensor
@@ -271,6 +280,7 @@ class PaperA2VRecipe(Recipe):
         return [track_of(s.clip, mean_face, self.size_px, self.model_config.latent_size) for s in store.sequences]
 
     def batch(self, generator: torch.Generator) -> PaperA2VBatch:
+        """Draw clips of one random length by weight."""
         config = self.config
 
         def below(end: int) -> int:
@@ -338,6 +348,7 @@ class PaperA2VRecipe(Recipe):
     def losses(
         self, networks: dict[str, nn.Module], batch: PaperA2VBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute the loss of a batch, and the figures that it consists of."""
         figures = self._figures(networks["main"], batch)
         return [("main", figures["loss"], {key: value.detach() for key, value in figures.items()})]
 
@@ -360,6 +371,7 @@ class PaperA2VRecipe(Recipe):
         return sums
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network and the mask network, each in a file of its own."""
         both = cast(MaskedUNet, network)
         save_part(folder, self.part, both.unet, self.model_config)
         save_part(folder, "mask", both.mask, self.model_config)

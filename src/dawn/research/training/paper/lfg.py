@@ -74,6 +74,7 @@ class SFaceFeatures(nn.Module):
         self.network, self.layers = network, tuple(layers)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Give the inner maps of pictures (B, 3, H, W) in [0, 1]."""
         return self.network.features(image * 255, self.layers)
 
 
@@ -108,6 +109,7 @@ class PlaneChange(NamedTuple):
         return cls(matrix, weights, control)
 
     def to(self, device: torch.device) -> PlaneChange:
+        """Move all tensors to a device."""
         return PlaneChange(*(x.to(device) for x in self))
 
     def move(self, points: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ def frame_pairs(store: ClipStore, count: int, size: int, jitter: float, generato
     pairs = []
     for clip in store.draw(count, generator):
         first, second = sorted(torch.randint(len(clip), (2,), generator=generator).tolist())
-        pairs.append(_resized(clip.frames([first, second]), size))
+        pairs.append(_resize(clip.frames([first, second]), size))
     images = torch.stack(pairs)
     swap, mirror = (torch.rand(2, count, generator=generator) < 0.5)[..., None, None, None, None]
     images = torch.where(swap, images.flip(1), images)
@@ -172,7 +174,7 @@ def frame_pairs(store: ClipStore, count: int, size: int, jitter: float, generato
     return jitter_colour(images, jitter, generator)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
+def _resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
@@ -217,6 +219,7 @@ class PaperLFGRecipe(Recipe):
         self.learning_rates = {"main": 1.0}
 
     def batch(self, generator: torch.Generator) -> PaperLFGBatch:
+        """Draw pairs of frames, and change the driving picture at random."""
         config = self.config
         images = frame_pairs(self.store, config.batch, self.model_config.image_size_px, config.colour_jitter, generator)
         change = PlaneChange.draw(len(images), config, generator)
@@ -225,6 +228,7 @@ class PaperLFGRecipe(Recipe):
     def losses(
         self, networks: dict[str, nn.Module], batch: PaperLFGBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute the perceptual and both equivariance losses of a batch."""
         config, device = self.config, next(networks["main"].parameters()).device
         if isinstance(self.features, nn.Module):
             self.features.to(device)
@@ -243,7 +247,7 @@ class PaperLFGRecipe(Recipe):
         if self.validation is not None and self._validation_pairs is None:
             size = self.model_config.image_size_px
             clips = self.validation.clips
-            self._validation_pairs = torch.stack([_resized(c.frames(list(widest_mouth_pair(c))), size) for c in clips])
+            self._validation_pairs = torch.stack([_resize(c.frames(list(widest_mouth_pair(c))), size) for c in clips])
         return self._validation_pairs
 
     def _render(self, network: nn.Module, pairs: Tensor) -> list[PaperResult]:
@@ -272,6 +276,7 @@ class PaperLFGRecipe(Recipe):
         return contact_sheet([chosen[:, 0], chosen[:, 1], frames, painted, occlusion.expand(-1, 3, -1, -1)])
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network."""
         save_part(folder, self.part, network, self.model_config)
 
 

@@ -76,6 +76,7 @@ class TrackBatch:
     valid: Tensor
 
     def to(self, device: torch.device) -> TrackBatch:
+        """Move all tensors to a device."""
         return TrackBatch(**{key: value.to(device) for key, value in vars(self).items()})
 
 
@@ -112,6 +113,7 @@ class SequenceDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv1d(4 * width, 1, 4, 1, 1))
 
     def forward(self, state: Tensor) -> Tensor:
+        """Judge stretches of motion (B, T, k)."""
         return self.layers(state.transpose(1, 2))[:, 0]
 
 
@@ -156,6 +158,7 @@ class PublishedPBNetRecipe(Recipe):
             self.learning_rates["discriminator"] = config.discriminator_lr
 
     def batch(self, generator: torch.Generator) -> TrackBatch:
+        """Draw stretches of head motion by weight."""
         chosen = torch.multinomial(self.weight, self.config.batch, True, generator=generator).tolist()
         rows = [self._sample(self.tracks[index], generator) for index in chosen]
         return TrackBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
@@ -174,6 +177,7 @@ class PublishedPBNetRecipe(Recipe):
     def losses(
         self, networks: dict[str, nn.Module], batch: TrackBatch, step: int
     ) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Compute the losses of the network, and of its discriminator if there is one."""
         config, network = self.config, networks["main"]
         plain: PBNet = getattr(network, "module", network)  # type: ignore[arg-type]
         batch = batch.to(next(network.parameters()).device)
@@ -206,11 +210,11 @@ class PublishedPBNetRecipe(Recipe):
         verdict = discriminator(made)
         discriminator.requires_grad_(True)
         weight = F.interpolate(valid.to(made.dtype)[:, None], verdict.shape[1])[:, 0]
-        adversary = _judged(verdict, 1.0, weight)
+        adversary = _judge(verdict, 1.0, weight)
         loss = loss + self.config.adversarial_weight * adversary
         parts["adversary"] = adversary.detach()
         real, fake = discriminator(true), discriminator(made.detach())
-        critic = 0.5 * (_judged(real, 1.0, weight) + _judged(fake, 0.0, weight))
+        critic = 0.5 * (_judge(real, 1.0, weight) + _judge(fake, 0.0, weight))
         return [("main", loss, parts), ("discriminator", critic, {"critic": critic.detach()})]
 
     @torch.no_grad()
@@ -237,10 +241,11 @@ class PublishedPBNetRecipe(Recipe):
         return figures
 
     def export(self, network: nn.Module, folder: Path) -> None:
+        """Save the network."""
         save_part(folder, self.part, network, self.model_config)
 
 
-def _judged(verdict: Tensor, wanted: float, weight: Tensor) -> Tensor:
+def _judge(verdict: Tensor, wanted: float, weight: Tensor) -> Tensor:
     """Mean binary cross-entropy of verdicts (B, P) against one answer, weighted (B, P)."""
     loss = F.binary_cross_entropy_with_logits(verdict, torch.full_like(verdict, wanted), reduction="none")
     return (loss * weight).sum() / weight.sum()
