@@ -147,7 +147,7 @@ class OrganRecipe(Recipe):
     ) -> None:
         """Read the windows. Raises ConfigError without a generator, InputError without windows."""
         if not config.base:
-            raise ConfigError("training organs needs the generator of the windows: `base=RUN/lfg.safetensors`")
+            raise ConfigError("training organs needs the generator of the windows: set base=RUN/lfg.safetensors")
         self.config, self.model_config, self.base = config, model, Path(config.base)
         self.base_config = read_config(self.base.with_name("lfg.json"), LFGConfig)
         self.store = WindowStore(data)
