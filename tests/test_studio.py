@@ -516,6 +516,10 @@ def test_a_preset_keeps_its_own_guidance(
     assert turned == {"guidance": 1.75, "size": 128, "blink": 0}
     assert (plain != tiny_model(face, sound, guidance=1.75).motion.expression).any()
     assert asked(*(values | {"frame": "full", "size": sizes("full")["value"]}).values())["size"] == FULL_SIZE_PX
+    typed = asked(*(values | {"guidance": "2.5", "steps": " 8 ", "size": "", "blink": 1}).values())
+    assert typed == {"guidance": 2.5, "steps": 8}
+    with pytest.raises(ConfigError, match=r"`steps=many`: give a number"):
+        asked(*(values | {"steps": "many"}).values())
 
 
 def test_the_page_calls_options_as_its_controls_do() -> None:

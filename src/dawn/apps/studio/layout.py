@@ -11,7 +11,8 @@ import gradio as gr
 
 from dawn.apps.studio.settings import StudioSettings
 from dawn.apps.studio.words import empty_stage, line
-from dawn.options import FULL_SIZE_PX, FULL_SIZES_PX, PRESETS_OWN, SQUARE_SIZES_PX, option
+from dawn.errors import ConfigError
+from dawn.options import FULL_SIZE_PX, FULL_SIZES_PX, PRESETS_OWN, SQUARE_SIZES_PX, Option, option
 
 AS_PRESET = "preset"
 """Value of a choice that is left to the preset."""
@@ -165,8 +166,8 @@ def _control(name: str, **more: Any) -> Any:
         return gr.Radio(names, value=told.default, **more)
     if told.default is None:
         more["info"] = _sentence(f"{told.words} ({told.limits})")
-        step = told.control.step or 1
-        return gr.Number(None, placeholder=PRESETS_OWN, precision=0 if told.number is int else None, step=step, **more)
+        # Not a number field: once it is on the page an empty one answers 0, as if somebody had asked for that.
+        return gr.Textbox(placeholder=PRESETS_OWN, max_lines=1, **more)
     if told.high is None:
         return gr.Number(told.default, precision=0, **more)
     return gr.Slider(told.low or 0, told.high, told.default, step=told.control.step, **more)
@@ -199,16 +200,29 @@ CONTROLS = ("seed", "pose_scale", "still", "blink", "expression", "guidance", "s
 
 
 def asked(*values: Any) -> dict[str, Any]:
-    """What the controls ask for beyond the defaults: those of the preset are never overridden by the page's."""
+    """What the controls ask for beyond the defaults: those of the preset are never overridden by the page's.
+
+    Raises:
+        ConfigError: a field that holds no number.
+    """
     options = {}
     for name, value in zip(CONTROLS, values, strict=True):
         told = option(name)
         if value in (None, AS_PRESET, "") and told.default is None:
             continue
-        given = told.default if value is None else told.number(value) if told.number else value
+        given = told.default if value is None else _to_number(told, value) if told.number else value
         if given != told.default:
             options[name] = given
     return options
+
+
+def _to_number(told: Option, value: Any) -> int | float:
+    """Read what a field holds. Raises ConfigError for what is no number."""
+    assert told.number is not None
+    try:
+        return told.number(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"`{told.name}={value}`: give a number ({told.limits}), or leave it empty") from error
 
 
 def _motion(parts: SimpleNamespace) -> None:
