@@ -111,10 +111,6 @@ class Video:
             self._progress("decode", done, len(indices))
             yield index, frame
 
-    def draw_square(self, frames: slice) -> Iterator[ImageArray]:
-        """Draw some frames at the networks' own size, whatever this video shows."""
-        return draw_frames(self._engine, self.face, self.motion.at(frames), self._engine.native_px)
-
     def regenerate(self, **options: Any) -> Video:
         """Generate other motion for the same portrait and speech, neither prepared anew.
 

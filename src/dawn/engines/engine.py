@@ -115,12 +115,13 @@ class Engine(ABC, Generic[Source]):
 
     def landmarks(self, face: Face, motion: Motion, start: int, stop: int) -> Tensor:
         """Place the driving landmarks (stop - start, 478, 3) of some frames. Raises ConfigError where there are none."""
-        raise ConfigError(
-            f"the preset {self.name} moves pixels, not landmarks: use a lite preset, e.g. {DEFAULT_PRESET}"
-        )
+        raise self._without_landmarks()
 
     def draw_landmarks(self, source: Source, landmarks: Tensor) -> tuple[Tensor, Tensor]:
         """Draw driving landmarks (N, 478, 3) as ``decode`` draws motion. Raises ConfigError where there are none."""
-        raise ConfigError(
+        raise self._without_landmarks()
+
+    def _without_landmarks(self) -> ConfigError:
+        return ConfigError(
             f"the preset {self.name} moves pixels, not landmarks: use a lite preset, e.g. {DEFAULT_PRESET}"
         )

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dawn import media
+from dawn.config import OrganPainterConfig
 from dawn.engines.load import load_bundle
 from dawn.errors import ConfigError, InputError
 from dawn.face.geometry import lip_aperture, remove_pose
@@ -78,7 +79,8 @@ class WindowMaker:
             raise ConfigError(f"preset {preset}: has no fine stage, so there are no windows to paint; use lite-256")
         self.size = bundle.config.lfg.image_size_px
         self.mean_face = self.motion.mean_face
-        self.windows = OrganWindows(self.size, (40, 32), (24, 16))
+        painter = OrganPainterConfig()
+        self.windows = OrganWindows(self.size, painter.mouth_window_px, painter.eye_window_px)
         self.opening = self.motion.opening_direction()
         self.permutation = mirror_permutation(self.mean_face)
         self.strength = 0.0 if validation else CHANGE_STRENGTH
